@@ -1,0 +1,60 @@
+# Needs Python >= 3.11, make and git; everything else is installed into .venv.
+# `make demo` and `make test` do all of their own set-up and are quick the second time.
+
+PYTHON ?= python3
+# Options for installing torch, for example an index that offers CPU builds.  Without any, pip takes
+# what it is offered: on Linux that may be the CUDA build, which works here too and is only larger.
+TORCH_PIP_ARGS ?=
+
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+
+.PHONY: help demo test check format bench kills clean
+
+help:
+	@echo "make demo    train the example on the local plane, through a preemption and a kill"
+	@echo "make test    the checks, then the tests"
+	@echo "make check   ruff, mypy, import-linter"
+	@echo "make format  ruff's fixes and format"
+	@echo "make bench   the measurements of docs/performance.md"
+	@echo "make kills   30 kills at random moments, each run bit-identical (minutes)"
+
+demo: .venv/.examples
+	@.venv/bin/python -m examples.tiny_cats.demo $(DEMO_ARGS)
+
+test: check
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: .venv/.dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/.dev
+	.venv/bin/python -m benchmarks imports $(BENCH_ARGS)
+
+kills: .venv/.dev
+	.venv/bin/python -m tests.campaigns.kills $(KILLS_ARGS)
+
+clean:
+	rm -rf .venv dist build demo-output
+
+# One stamp per extra.  torch comes first and alone, so that its build is chosen once.
+.venv/.torch:
+	@echo "making .venv; the first time takes minutes" >&2
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "modalkit needs Python >= 3.11")'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) $(TORCH_PIP_ARGS) torch >&2
+	@touch $@
+
+.venv/.examples: .venv/.torch pyproject.toml constraints.txt
+	$(PIP) --editable ".[examples]" >&2
+	@touch $@
+
+.venv/.dev: .venv/.torch pyproject.toml constraints.txt
+	$(PIP) --editable ".[dev]" >&2
+	@touch $@
