@@ -1,0 +1,295 @@
+"""
+The Volume RPCs, named as in Modal's protocol, over `volumes`.
+
+Environment names are not told apart: the client sends "" where a container sends "main".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import stat
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from modal_proto import api_pb2
+
+from modalkit.local.volumes import View, Volume, VolumeRegistry, open_files
+
+# The client asks for one URL per block of a file; Source: modal._utils.blob_utils.BLOCK_SIZE.
+BLOCK_BYTES: Final = 8 << 20
+ENTRIES_PER_MESSAGE: Final = 1000
+OPEN_FILES: Final = "there are open files preventing the operation"  # the client looks for this
+
+T = TypeVar("T")
+
+
+class Plane(Protocol):
+    """What this service needs of the plane."""
+
+    volumes: VolumeRegistry
+    file_store: Path
+
+    def blob_url(self, relative: str) -> str:
+        """Return the plane's own HTTP address of `relative`."""
+        ...
+
+
+class Container(Protocol):
+    """What this service needs of a container that calls it."""
+
+    views: Mapping[str, View]
+
+    def pids(self) -> list[int]:
+        """Return all processes of the container."""
+        ...
+
+
+class VolumeService:
+    """
+    Answers one caller's Volume RPCs.
+
+    Args:
+        plane: Where the Volumes and uploaded files are.
+        caller: The container that calls; None for a client.
+    """
+
+    def __init__(self, plane: Plane, caller: Container | None) -> None:
+        self._plane = plane
+        self._caller = caller
+
+    # -- identity
+
+    async def VolumeGetOrCreate(
+        self, request: api_pb2.VolumeGetOrCreateRequest
+    ) -> api_pb2.VolumeGetOrCreateResponse:
+        """Find a Volume by name, or make one."""
+        registry, name = self._plane.volumes, request.deployment_name or None
+        kind = request.object_creation_type
+        if kind == api_pb2.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS and name in registry.names():
+            raise GRPCError(Status.ALREADY_EXISTS, f"Volume '{name}' already exists")
+        create = name is None or kind != api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED
+        try:
+            volume = registry.get_or_create(name, request.version, create)
+        except KeyError:
+            raise GRPCError(Status.NOT_FOUND, f"Volume '{name}' not found") from None
+        except ValueError as error:
+            raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
+        metadata = _metadata(volume)
+        return api_pb2.VolumeGetOrCreateResponse(
+            volume_id=volume.id, version=metadata.version, metadata=metadata
+        )
+
+    async def VolumeGetById(
+        self, request: api_pb2.VolumeGetByIdRequest
+    ) -> api_pb2.VolumeGetByIdResponse:
+        """Find a Volume by its id."""
+        volume = self._volume(request.volume_id)
+        return api_pb2.VolumeGetByIdResponse(volume_id=volume.id, metadata=_metadata(volume))
+
+    async def VolumeList(self, request: api_pb2.VolumeListRequest) -> api_pb2.VolumeListResponse:
+        """List named Volumes, the newest first."""
+        page = request.pagination
+        volumes = [self._plane.volumes.get_or_create(n, 0, create=False) for n in self._names()]
+        chosen = sorted(
+            (v for v in volumes if v.created_at < (page.created_before or float("inf"))),
+            key=lambda v: -v.created_at,
+        )
+        return api_pb2.VolumeListResponse(
+            items=[
+                api_pb2.VolumeListItem(
+                    label=v.name, volume_id=v.id, created_at=v.created_at, metadata=_metadata(v)
+                )
+                for v in chosen[: page.max_objects or None]
+            ]
+        )
+
+    async def VolumeHeartbeat(self, request: api_pb2.VolumeHeartbeatRequest) -> Empty:
+        """Accept the sign that an ephemeral Volume's owner lives; the plane's end removes it."""
+        self._volume(request.volume_id)
+        return Empty()
+
+    async def VolumeDelete(self, request: api_pb2.VolumeDeleteRequest) -> Empty:
+        """Remove a Volume with all its files."""
+        self._volume(request.volume_id)
+        await asyncio.to_thread(self._plane.volumes.delete, request.volume_id)
+        return Empty()
+
+    # -- views of a container
+
+    async def VolumeCommit(
+        self, request: api_pb2.VolumeCommitRequest
+    ) -> api_pb2.VolumeCommitResponse:
+        """Make what the container wrote durable; the client asks for a reload next."""
+        await asyncio.to_thread(self._view(request.volume_id).commit)
+        return api_pb2.VolumeCommitResponse(skip_reload=False)
+
+    async def VolumeReload(self, request: api_pb2.VolumeReloadRequest) -> Empty:
+        """Show the container what others committed; refused while it holds files open."""
+        view = self._view(request.volume_id)
+        pids = self._caller.pids() if self._caller else []
+        if busy := await asyncio.to_thread(open_files, pids, view.path):
+            # "." alone: a process works in the root of the Volume, and no file is open.
+            where = "cwd is inside volume" if busy == ["."] else f"path {busy[-1]} is open"
+            raise GRPCError(Status.FAILED_PRECONDITION, f"{OPEN_FILES}: {where}")
+        await asyncio.to_thread(view.reload)
+        return Empty()
+
+    # -- the committed tree, from outside
+
+    async def VolumeListFiles(
+        self, request: api_pb2.VolumeListFilesRequest
+    ) -> AsyncIterator[api_pb2.VolumeListFilesResponse]:
+        """List a directory, or one file."""
+        async for entries in self._entries(request):
+            yield api_pb2.VolumeListFilesResponse(entries=entries)
+
+    async def VolumeListFiles2(
+        self, request: api_pb2.VolumeListFiles2Request
+    ) -> AsyncIterator[api_pb2.VolumeListFiles2Response]:
+        """List a directory, or one file, of a version 2 Volume."""
+        async for entries in self._entries(request):
+            yield api_pb2.VolumeListFiles2Response(entries=entries)
+
+    async def VolumeGetFile2(
+        self, request: api_pb2.VolumeGetFile2Request
+    ) -> api_pb2.VolumeGetFile2Response:
+        """
+        Say where a file's bytes can be fetched: one address per block.
+
+        Addresses are `volume/<id>/<path>?offset=<bytes>&length=<bytes>`.
+        """
+        volume = self._volume(request.volume_id)
+        path = _inside(volume, request.path)
+        if not path.is_file():
+            raise GRPCError(Status.NOT_FOUND, f"No such file: {request.path}")
+        size = path.stat().st_size
+        start = min(request.start, size)
+        end = min(size, start + request.len) if request.len else size
+        quoted = urllib.parse.quote(request.path.lstrip("/"))
+        urls: list[str] = []
+        position = start
+        while position < end or not urls:
+            stop = min(end, (position // BLOCK_BYTES + 1) * BLOCK_BYTES)
+            query = f"offset={position}&length={stop - position}"
+            urls.append(self._plane.blob_url(f"volume/{volume.id}/{quoted}?{query}"))
+            position = stop
+        return api_pb2.VolumeGetFile2Response(
+            get_urls=urls, size=size, start=start, len=end - start
+        )
+
+    async def VolumePutFiles(self, request: api_pb2.VolumePutFilesRequest) -> Empty:
+        """Put uploaded files into the committed tree, all of them or none."""
+        volume = self._volume(request.volume_id)
+        for file in request.files:
+            target = _inside(volume, file.filename, follow=False)
+            if target.is_dir() or (target.exists() and request.disallow_overwrite_existing_files):
+                raise GRPCError(Status.ALREADY_EXISTS, f"{file.filename}: already exists")
+            if not (self._plane.file_store / file.sha256_hex).is_file():
+                raise GRPCError(Status.NOT_FOUND, f"{file.filename}: was never uploaded")
+
+        def put() -> None:
+            for file in request.files:
+                volume.put(self._plane.file_store / file.sha256_hex, file.filename)
+                if file.HasField("mode") and file.mode:
+                    _inside(volume, file.filename).chmod(file.mode & 0o777)
+
+        await _locked(volume, put)
+        return Empty()
+
+    async def VolumeRemoveFile(self, request: api_pb2.VolumeRemoveFileRequest) -> Empty:
+        """Remove a file, or a directory with all that is in it."""
+        volume = self._volume(request.volume_id)
+        path = _inside(volume, request.path, follow=False)
+        if not path.exists() and not path.is_symlink():
+            raise GRPCError(Status.NOT_FOUND, f"No such file or directory: {request.path}")
+        if path == _inside(volume, "/"):
+            raise GRPCError(Status.INVALID_ARGUMENT, "the root of a Volume cannot be removed")
+        if not path.is_dir() or path.is_symlink():
+            await _locked(volume, path.unlink)
+        elif request.recursive:
+            await _locked(volume, lambda: shutil.rmtree(path))
+        else:
+            message = f"{request.path} is a directory: pass recursive=True"
+            raise GRPCError(Status.INVALID_ARGUMENT, message)
+        return Empty()
+
+    async def VolumeRemoveFile2(self, request: api_pb2.VolumeRemoveFile2Request) -> Empty:
+        """Remove a file or directory of a version 2 Volume."""
+        return await self.VolumeRemoveFile(request)
+
+    # -- helpers
+
+    def _names(self) -> list[str]:
+        return self._plane.volumes.names()
+
+    def _volume(self, volume_id: str) -> Volume:
+        try:
+            return self._plane.volumes.by_id(volume_id)
+        except KeyError:
+            raise GRPCError(Status.NOT_FOUND, f"no Volume has the id {volume_id}") from None
+
+    def _view(self, volume_id: str) -> View:
+        volume = self._volume(volume_id)
+        view = self._caller.views.get(volume_id) if self._caller else None
+        if view is None:
+            message = f"the Volume '{volume.name or volume.id}' is not mounted in this container"
+            raise GRPCError(Status.NOT_FOUND, message)
+        return view
+
+    async def _entries(
+        self, request: api_pb2.VolumeListFilesRequest
+    ) -> AsyncIterator[list[api_pb2.FileEntry]]:
+        volume = self._volume(request.volume_id)
+        path = _inside(volume, request.path)
+        if not path.exists():
+            raise GRPCError(Status.NOT_FOUND, f"No such file or directory: {request.path}")
+        found = await _locked(volume, lambda: list(_listing(volume, path, request.recursive)))
+        found = found[: request.max_entries] if request.max_entries else found
+        for first in range(0, len(found), ENTRIES_PER_MESSAGE):
+            yield found[first : first + ENTRIES_PER_MESSAGE]
+
+
+async def _locked(volume: Volume, work: Callable[[], T]) -> T:
+    def run() -> T:
+        with volume.lock:
+            return work()
+
+    return await asyncio.to_thread(run)
+
+
+def _inside(volume: Volume, relative: str, *, follow: bool = True) -> Path:
+    try:
+        return volume.resolve(relative, follow=follow)
+    except ValueError as error:
+        raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
+
+
+def _metadata(volume: Volume) -> api_pb2.VolumeMetadata:
+    version = api_pb2.VolumeFsVersion.Value(f"VOLUME_FS_VERSION_V{volume.version}")
+    metadata = api_pb2.VolumeMetadata(version=version, name=volume.name)
+    metadata.creation_info.created_at = volume.created_at
+    return metadata
+
+
+def _listing(volume: Volume, path: Path, recursive: bool) -> Iterator[api_pb2.FileEntry]:  # noqa: FBT001
+    base = volume.committed.resolve()
+    below = path.rglob("*") if recursive else path.iterdir()
+    for entry in sorted(below) if path.is_dir() else [path]:
+        facts = entry.lstat()
+        kind = api_pb2.FileEntry.FILE
+        if stat.S_ISDIR(facts.st_mode):
+            kind = api_pb2.FileEntry.DIRECTORY
+        elif stat.S_ISLNK(facts.st_mode):
+            kind = api_pb2.FileEntry.SYMLINK
+        yield api_pb2.FileEntry(
+            path=str(entry.relative_to(base)),
+            type=kind,
+            mtime=int(facts.st_mtime),
+            size=facts.st_size,
+        )

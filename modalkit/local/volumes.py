@@ -1,0 +1,398 @@
+"""
+Volumes as directories: one committed tree each, and one private view per container.
+
+A view is a full copy. What a container writes stays in its view until `commit`; what others
+committed appears at `reload`; a container that is killed takes its uncommitted files with it.
+The last writer of a path wins, whole files at a time. Directories, empty ones too, and symbolic
+links are part of a commit.
+
+No gRPC and no asyncio here: `volume_service` answers the RPCs, in threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+# A file's kind and, for a regular file, what changes whenever its content may have.
+Stamp = tuple[str | int, ...]
+Tree = dict[str, Stamp]
+
+# The kernel stamps files with a clock that advances in steps of up to 1/HZ = 10 ms: two writes
+# within one step look the same. A scan that follows the newest write by a step cannot miss one.
+CLOCK_STEP_NS: Final = 10_000_000
+# From <linux/fs.h>; shares the blocks on btrfs, xfs and bcachefs, refused elsewhere.
+FICLONE: Final = 0x40049409
+NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,63}")
+RECORD: Final = "volume.json"
+
+
+def scan(root: Path) -> Tree:
+    """List everything below a directory, by relative path; sockets and the like are left out."""
+    entries: Tree = {}
+    for directory, directories, files in os.walk(root):
+        for name in (*directories, *files):
+            path = Path(directory, name)
+            with contextlib.suppress(FileNotFoundError):
+                if (stamp := _stamp(path)) is not None:
+                    entries[str(path.relative_to(root))] = stamp
+    return entries
+
+
+def _stamp(path: Path) -> Stamp | None:
+    facts = path.lstat()
+    if stat.S_ISDIR(facts.st_mode):
+        return ("dir",)
+    if stat.S_ISLNK(facts.st_mode):
+        return ("link", str(path.readlink()))
+    if stat.S_ISREG(facts.st_mode):
+        return ("file", facts.st_mtime_ns, facts.st_size, facts.st_ino, facts.st_ctime_ns)
+    return None
+
+
+def _settled_scan(root: Path) -> Tree:
+    entries = scan(root)
+    newest = max((int(s[4]) for s in entries.values() if s[0] == "file"), default=0)
+    wait_ns = newest + CLOCK_STEP_NS - time.time_ns()
+    if 0 < wait_ns <= CLOCK_STEP_NS:
+        time.sleep(wait_ns / 1e9)
+        entries = scan(root)
+    return entries
+
+
+def _make_directory(root: Path, relative: Path) -> None:
+    # Each part must be a true directory: a link that someone committed under one of these names
+    # must not lead the write out of the tree.
+    for parent in (*reversed(relative.parents[:-1]), relative):
+        path = root / parent
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            path.unlink()
+        path.mkdir(exist_ok=True)
+
+
+def _put(source: Path, root: Path, relative: str, staging: Path, kind: str | int) -> None:
+    """Copy one entry into a tree; readers of the target see the old or the new, never a part."""
+    if kind == "dir":
+        _make_directory(root, Path(relative))
+        return
+    target = root / relative
+    if len(parents := Path(relative).parents) > 1:
+        _make_directory(root, parents[0])
+    temporary = staging / uuid.uuid4().hex
+    try:
+        copy(source, temporary)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    # A directory goes only when it is empty: what is in it belongs to somebody else.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        else:
+            path.unlink()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a link, sharing its blocks where the file system can."""
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+        return
+    with source.open("rb") as reader, target.open("xb") as writer:
+        try:
+            fcntl.ioctl(writer, FICLONE, reader.fileno())
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            shutil.copyfileobj(reader, writer, 1 << 20)
+    shutil.copystat(source, target)
+
+
+@attrs.define(eq=False)
+class Volume:
+    """
+    One Volume: its identity and the directory that holds it.
+
+    Attributes:
+        id: Modal's object id, `vo-...`.
+        name: The name it was created under; empty for an ephemeral Volume.
+        version: 1 or 2, as the client asked; both are stored alike.
+        root: The directory of this Volume.
+        created_at: Unix seconds.
+        lock: Held while the committed tree is read as a whole or changed.
+    """
+
+    id: str
+    name: str
+    version: int
+    root: Path
+    created_at: float = attrs.field(factory=time.time)
+    lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        for path in (self.committed, self.staging):
+            path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def committed(self) -> Path:
+        """The committed tree."""
+        return self.root / "committed"
+
+    @property
+    def staging(self) -> Path:
+        """Where files are written before they are renamed into the committed tree."""
+        return self.root / "staging"
+
+    def save(self) -> None:
+        """Write down what a later registry needs to know about this Volume."""
+        record = {"id": self.id, "name": self.name, "version": self.version}
+        (self.root / RECORD).write_text(json.dumps({**record, "created_at": self.created_at}))
+
+    def resolve(self, relative: str, *, follow: bool = True) -> Path:
+        """
+        Turn a path from a request into one below the committed tree.
+
+        Args:
+            relative: As the client wrote it; leading slashes are ignored.
+            follow: Whether the path will be opened, so that a link must lead into the tree too.
+
+        Raises:
+            ValueError: The path leads out of the Volume.
+        """
+        base = self.committed.resolve()
+        path = base / relative.lstrip("/")
+        where = path.resolve() if follow else path.parent.resolve() / path.name
+        if ".." in Path(relative).parts or not (where == base or base in where.parents):
+            raise ValueError(f"{relative!r} leads out of the Volume {self.name or self.id!r}")
+        return path
+
+    def put(self, source: Path, relative: str) -> None:
+        """Copy a file into the committed tree; the caller holds the lock."""
+        inside = self.resolve(relative, follow=False).relative_to(self.committed.resolve())
+        if not inside.parts:
+            raise ValueError(f"{relative!r} names no file in the Volume {self.name or self.id!r}")
+        _put(source, self.committed, str(inside), self.staging, "file")
+
+
+class View:
+    """
+    One container's private copy of a Volume.
+
+    Args:
+        volume: The Volume.
+        path: The directory to fill; the container finds it at its mount path.
+        read_only: Nothing is ever committed from it.
+    """
+
+    def __init__(self, volume: Volume, path: Path, *, read_only: bool = False) -> None:
+        self.volume = volume
+        self.path = path
+        self.read_only = read_only
+        # Both as they were when view and committed tree last agreed on the path.
+        self._mine: Tree = {}
+        self._theirs: Tree = {}
+        self._staging = path.with_name(path.name + ".staging")
+        path.mkdir(parents=True, exist_ok=True)
+        self._staging.mkdir(exist_ok=True)
+        with volume.lock:
+            self._pull()
+
+    def commit(self) -> int:
+        """
+        Push what changed in the view since the last commit or reload.
+
+        Returns:
+            The number of files, links and directories written or removed.
+        """
+        if self.read_only:
+            return 0
+        with self.volume.lock:
+            return self._push()
+
+    def reload(self) -> None:
+        """Push own changes, then fetch what others committed."""
+        with self.volume.lock:
+            if not self.read_only:
+                self._push()
+            self._pull()
+
+    def _push(self) -> int:
+        now = _settled_scan(self.path)
+        tree = self.volume.committed
+        gone = sorted(self._mine.keys() - now.keys(), reverse=True)
+        changed = sorted(path for path, stamp in now.items() if self._mine.get(path) != stamp)
+        for path in gone:
+            _remove(tree / path)
+            del self._mine[path]
+            self._theirs.pop(path, None)
+        for path in changed:
+            try:
+                _put(self.path / path, tree, path, self.volume.staging, now[path][0])
+            except FileNotFoundError:
+                continue  # removed by the container since the scan: the next commit sees that
+            self._mine[path] = now[path]
+            self._theirs[path] = _stamp(tree / path) or ()
+        return len(gone) + len(changed)
+
+    def _pull(self) -> None:
+        tree = scan(self.volume.committed)
+        for path in sorted(self._theirs.keys() - tree.keys(), reverse=True):
+            _remove(self.path / path)
+            del self._theirs[path]
+            self._mine.pop(path, None)
+        for path, stamp in sorted(tree.items()):
+            if self._theirs.get(path) != stamp:
+                _put(self.volume.committed / path, self.path, path, self._staging, stamp[0])
+                self._mine[path] = _stamp(self.path / path) or ()
+                self._theirs[path] = stamp
+
+
+def open_files(pids: Iterable[int], path: Path) -> list[str]:
+    """
+    Name what the given processes hold open below a directory.
+
+    Open files and directories, mapped files and working directories count. They are compared by
+    inode, because the processes see the directory at another path.
+
+    Returns:
+        Relative paths, sorted; "." for the directory itself.
+    """
+    inodes = {(s.st_dev, s.st_ino): "." for s in (path.stat(),)}
+    for directory, directories, files in os.walk(path):
+        for name in (*directories, *files):
+            with contextlib.suppress(OSError):
+                entry = Path(directory, name)
+                facts = entry.lstat()
+                inodes[facts.st_dev, facts.st_ino] = str(entry.relative_to(path))
+    by_number = {inode: name for (_, inode), name in inodes.items()}
+    found: set[str] = set()
+    for pid in pids:
+        found.update(inodes[key] for key in _held(pid) if key in inodes)
+        # The device that a map names is not the one that stat names on btrfs and overlayfs:
+        # the file's own name must agree instead.
+        found.update(
+            by_number[inode]
+            for inode, where in _mapped(pid)
+            if inode in by_number and Path(where).name == Path(by_number[inode]).name
+        )
+    return sorted(found)
+
+
+def _held(pid: int) -> Iterator[tuple[int, int]]:
+    process = Path("/proc", str(pid))
+    links = [process / "cwd"]
+    with contextlib.suppress(OSError):
+        links += (process / "fd").iterdir()
+    for link in links:
+        with contextlib.suppress(OSError):
+            facts = link.stat()
+            yield facts.st_dev, facts.st_ino
+
+
+def _mapped(pid: int) -> Iterator[tuple[int, str]]:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc", str(pid), "maps").read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[4] != "0":  # noqa: PLR2004 - address..path, see proc(5)
+                yield int(fields[4]), fields[5]
+
+
+class VolumeRegistry:
+    """
+    All Volumes below one directory.
+
+    Named ones stay there and are found by the next registry; ephemeral ones go at `close`.
+
+    Args:
+        root: The directory; made when missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock = threading.Lock()
+        self._volumes: dict[str, Volume] = {}
+        root.mkdir(parents=True, exist_ok=True)
+        for record in sorted(root.glob(f"*/{RECORD}")):
+            facts = json.loads(record.read_text())
+            if not facts["name"]:  # left by a plane that was killed
+                shutil.rmtree(record.parent)
+                continue
+            self._volumes[facts["id"]] = Volume(root=record.parent, **facts)
+
+    def get_or_create(self, name: str | None, version: int, create: bool) -> Volume:  # noqa: FBT001
+        """
+        Find a Volume by its name, or make it.
+
+        Args:
+            name: None makes a new ephemeral Volume.
+            version: 1 or 2 for a new one; 0 means 1.
+            create: Whether a missing one is made.
+
+        Raises:
+            KeyError: There is none of that name and `create` is False.
+            ValueError: The name is not one that Modal allows.
+        """
+        if name and (not NAME.fullmatch(name) or name in {".", ".."}):
+            raise ValueError(f"{name!r} is not a Volume name: up to 63 of A-Z a-z 0-9 . _ -")
+        with self._lock:
+            for volume in self._volumes.values():
+                if name and volume.name == name:
+                    return volume
+            if not create:
+                raise KeyError(name)
+            id = f"vo-{uuid.uuid4().hex[:22]}"  # noqa: A001 - the field's own name
+            # "~" is in no Volume's name, so an ephemeral one never takes a named one's place.
+            volume = Volume(id, name or "", version or 1, self.root / (name or f"~{id}"))
+            volume.save()
+            self._volumes[id] = volume
+            return volume
+
+    def by_id(self, id: str) -> Volume:  # noqa: A002
+        """
+        Find a Volume by its id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._volumes[id]
+
+    def names(self) -> list[str]:
+        """List the names of all named Volumes."""
+        return sorted(volume.name for volume in self._volumes.values() if volume.name)
+
+    def delete(self, id: str) -> None:  # noqa: A002
+        """
+        Remove a Volume with all its files; views of it stay as they are.
+
+        Raises:
+            KeyError: There is none.
+        """
+        with self._lock:
+            volume = self._volumes.pop(id)
+        with volume.lock:
+            shutil.rmtree(volume.root)
+
+    def close(self) -> None:
+        """Remove the ephemeral Volumes."""
+        for volume in list(self._volumes.values()):
+            if not volume.name:
+                self.delete(volume.id)
