@@ -16,7 +16,7 @@ from typing import Final
 import attrs
 
 # Options of pip and uv that take the next word as their value.
-VALUED: Final = frozenset(
+_VALUED = (
     "-c --constraint --constraints -e --editable -f --find-links -i --index-url --index"
     " --default-index --extra-index-url -p --python -t --target --prefix --root --platform"
     " --python-version --python-platform --implementation --abi --only-binary --no-binary"
@@ -25,8 +25,9 @@ VALUED: Final = frozenset(
     " --client-cert --progress-bar --link-mode --index-strategy --keyring-provider"
     " --resolution --prerelease --exclude-newer --torch-backend --src --log --report"
     " --no-build-package --no-build-isolation-package --refresh-package --reinstall-package"
-    " --extra --group --overrides --build-constraints --color --directory --project".split()  # noqa: SIM905 - one option a line is no better
+    " --extra --group --overrides --build-constraints --color --directory --project"
 )
+VALUED: Final = frozenset(_VALUED.split())
 FILES: Final = frozenset({"-r", "--requirement", "--requirements"})
 # A base that brings no Python package of its own; any other may bring what an app imports.
 BARE_BASES: Final = frozenset(
