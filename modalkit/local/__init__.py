@@ -1,0 +1,9 @@
+"""
+An embedded emulation of Modal's control plane: the real client, the real container entrypoint, this machine.
+
+It knows nothing of the rest of modalkit, and of Modal only what its client shows.
+"""
+
+from modalkit.local.plane import ContainerInfo, LocalPlane, LogLine
+
+__all__ = ["ContainerInfo", "LocalPlane", "LogLine"]

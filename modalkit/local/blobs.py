@@ -1,0 +1,74 @@
+"""
+The plane's HTTP server: payloads and files that are too large for a message.
+
+On the loopback, behind a random path: the client follows URLs and can send nothing that proves who it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from modalkit.local.core import Plane
+
+CHUNK_BYTES = 1 << 20
+MAX_BODY_BYTES = 1 << 40
+
+
+async def start_http(plane: Plane) -> web.AppRunner:
+    """Serve blobs and Volume files; sets `plane.http_url`."""
+    prefix = f"/{secrets.token_urlsafe(16)}"
+    files = _Files(plane)
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.router.add_put(prefix + "/blob/{id}", files.put_blob)
+    app.router.add_get(prefix + "/blob/{id}", files.get_blob)
+    app.router.add_get(prefix + "/volume/{id}/{path:.*}", files.get_volume_file)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    plane.http_url = f"http://{host}:{port}{prefix}"
+    return runner
+
+
+class _Files:
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+
+    def _blob(self, request: web.Request) -> Path:
+        return self._plane.blob_store / os.path.basename(request.match_info["id"])  # noqa: PTH119 - a name, not a path
+
+    async def put_blob(self, request: web.Request) -> web.Response:
+        """Store one payload; the client compares the ETag with the MD5 that it computed."""
+        digest = hashlib.md5(usedforsecurity=False)
+        with self._blob(request).open("wb") as file:
+            async for chunk in request.content.iter_chunked(CHUNK_BYTES):
+                file.write(chunk)
+                digest.update(chunk)
+        return web.Response(headers={"ETag": f'"{digest.hexdigest()}"'})
+
+    async def get_blob(self, request: web.Request) -> web.StreamResponse:
+        """Return one payload."""
+        path = self._blob(request)
+        if not path.is_file():
+            raise web.HTTPNotFound
+        return web.FileResponse(path)
+
+    async def get_volume_file(self, request: web.Request) -> web.StreamResponse:
+        """Return one committed file of a Volume."""
+        try:
+            path = self._plane.volumes.by_id(request.match_info["id"]).resolve(
+                request.match_info["path"]
+            )
+        except (KeyError, ValueError) as error:
+            raise web.HTTPNotFound from error
+        if not path.is_file():
+            raise web.HTTPNotFound
+        return web.FileResponse(path)

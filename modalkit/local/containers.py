@@ -1,0 +1,372 @@
+"""
+Effects on containers: lay out their files, start their processes, read their output, signal and bury them.
+
+A container is `python boot.py` in a session of its own, or a fork of the process that holds its snapshot. Its private
+gRPC socket is its identity: container RPCs do not say who calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpclib.server import Server
+from modal_proto import api_pb2
+
+from modalkit.local.core import ENVIRONMENT
+from modalkit.local.image_commands import ImageFacts
+from modalkit.local.layout import app_layout
+from modalkit.local.state import Container, Event, Function, State, new_id
+from modalkit.local.volumes import View
+
+if TYPE_CHECKING:
+    from modalkit.local.fork_template import ForkTemplate
+    from modalkit.local.core import Plane
+    from modalkit.local.scheduler import Scheduler
+
+logger = logging.getLogger("modalkit.local")
+
+BOOT = Path(__file__).with_name("boot.py")
+CODE_DIRECTORIES = ("root", "pkg")
+"""Mounted code below these directories of the image is found through sys.path; other targets are mounted in place."""
+RUNTIME_DEFAULT_STARTUP_S = 300
+
+
+class Launcher:
+    """Starts and ends the processes of containers."""
+
+    def __init__(self, plane: Plane, make_servicer: Callable[[Container], Any]) -> None:
+        self.plane = plane
+        self._make_servicer = make_servicer
+
+    def new_container(self, function: Function, kind: str) -> Container:
+        """Register a container of *function*; `run` starts it."""
+        identifier = new_id("ta")
+        container = Container(
+            id=identifier,
+            function=function,
+            kind=kind,
+            directory=self.plane.runtime / "t" / identifier,
+            launched_at=time.time(),
+        )
+        self.plane.containers[identifier] = container
+        function.containers.append(container)
+        return container
+
+    async def run(self, container: Container, scheduler: Scheduler) -> None:
+        """Run *container* from its first file to its last process."""
+        server = Server([self._make_servicer(container)])
+        try:
+            mounts = await asyncio.to_thread(self._lay_out, container)
+            await server.start(path=str(container.directory / "plane.sock"))
+            watch = self.plane.spawn(self._watch_start(container))
+            if container.kind == "restored":
+                await self._restore(container, mounts)
+            else:
+                await self._start(container, mounts, scheduler)
+            watch.cancel()
+        finally:
+            kill_group(container)
+            server.close()
+            await asyncio.to_thread(self._clean_up, container)
+
+    def _clean_up(self, container: Container) -> None:
+        shutil.rmtree(container.directory, ignore_errors=True)
+        shutil.rmtree(self.plane.views / container.id, ignore_errors=True)
+
+    # ------------------------------------------------------------------ files
+
+    def _lay_out(self, container: Container) -> list[dict[str, Any]]:
+        """Write the container's code, make its Volume views, and return what is to be mounted where."""
+        directory = container.directory
+        (directory / "root").mkdir(parents=True)
+        mounts: list[dict[str, Any]] = []
+        for mount_id in container.function.definition.mount_ids:
+            for file in self.plane.mounts.get(mount_id, []):
+                mounts += self._place(directory, file)
+        for volume_mount in container.function.definition.volume_mounts:
+            view = View(
+                self.plane.volumes.by_id(volume_mount.volume_id),
+                self.plane.views / container.id / volume_mount.volume_id,
+                read_only=volume_mount.read_only,
+            )
+            container.views[volume_mount.volume_id] = view
+            source = view.path / volume_mount.sub_path.strip("/")
+            source.mkdir(parents=True, exist_ok=True)
+            mounts.append(
+                {
+                    "source": str(source),
+                    "target": volume_mount.mount_path,
+                    "read_only": volume_mount.read_only,
+                }
+            )
+        return mounts
+
+    def _place(self, directory: Path, file: api_pb2.MountFile) -> list[dict[str, Any]]:
+        relative = Path(os.path.normpath(file.filename.lstrip("/")))
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ValueError(f"mount file {file.filename!r} points outside of the image")
+        target = directory / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            os.link(self.plane.file_store / file.sha256_hex, target)
+        if relative.parts[0] in CODE_DIRECTORIES:
+            return []
+        return [{"source": str(target), "target": f"/{relative}", "read_only": True}]
+
+    # ------------------------------------------------------------------ environment
+
+    def _environment(self, container: Container, facts: ImageFacts) -> dict[str, str]:
+        """Return the container's environment: this machine's, the image's, the secrets', and what Modal's worker sets."""
+        directory, function = container.directory, container.function
+        inherited = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("MODAL_", "PYTHON", "MODALKIT_"))
+        }
+        secrets: dict[str, str] = {}
+        for secret_id in function.definition.secret_ids:
+            secrets.update(self.plane.secrets[secret_id])
+        interpreter = str(Path(self.plane.config.python).parent)
+        runtime = {
+            "PATH": os.pathsep.join([interpreter, inherited.get("PATH", os.defpath)]),
+            "PYTHONPATH": os.pathsep.join(str(directory / name) for name in CODE_DIRECTORIES),
+            "PYTHONUNBUFFERED": "1",
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_SERVER_URL": f"unix://{directory}/plane.sock",
+            "MODAL_CONTAINER_ARGUMENTS_PATH": str(directory / "arguments.pb"),
+            "MODAL_RESTORE_STATE_PATH": str(directory / "restore-state.json"),
+            "MODAL_TASK_ID": container.id,
+            "MODAL_IMAGE_ID": function.definition.image_id,
+            "MODAL_ENVIRONMENT": ENVIRONMENT,
+            "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_UNSPECIFIED",
+            "MODAL_REGION": "local",
+        }
+        if container.kind != "cold":
+            runtime["MODAL_ENABLE_SNAP_RESTORE"] = "1"
+        return {**inherited, **facts.env, **secrets, **runtime}
+
+    def _write_arguments(self, container: Container) -> None:
+        function = container.function
+        arguments = api_pb2.ContainerArguments(
+            task_id=container.id,
+            function_id=function.id,
+            app_id=function.app.id,
+            function_def=function.definition,
+            environment_name=ENVIRONMENT,
+            app_layout=app_layout(self.plane, function.app, function),
+            serialized_params=function.parameters,
+        )
+        if container.kind == "snapshotting":
+            arguments.checkpoint_id = new_id("ch")
+            arguments.function_def.is_checkpointing_function = True
+        (container.directory / "arguments.pb").write_bytes(arguments.SerializeToString())
+
+    def _guard(self, container: Container, facts: ImageFacts) -> dict[str, Any]:
+        roots = [str(container.directory / name) for name in CODE_DIRECTORIES]
+        return {
+            "packages": sorted(facts.packages),
+            "strict": self.plane.config.strict_image,
+            "roots": roots,
+        }
+
+    # ------------------------------------------------------------------ start
+
+    async def _start(
+        self, container: Container, mounts: list[dict[str, Any]], scheduler: Scheduler
+    ) -> None:
+        facts = self.plane.image_facts(container.function.definition.image_id)
+        fork_socket = None
+        if container.holds_snapshot:
+            from modalkit.local.fork_template import ForkTemplate
+            fork_socket = container.directory / "fork.sock"
+            container.template = await ForkTemplate.listen(fork_socket)
+        spec = {
+            "mounts": mounts,
+            "scratch": str(container.directory),
+            "cwd": str(container.directory / "root"),
+            "guard": self._guard(container, facts) if BOOT.with_name("guard.py").exists() else None,
+            "fork_socket": str(fork_socket) if fork_socket else None,
+        }
+        self._write_arguments(container)
+        spec_path = container.directory / "boot.json"
+        spec_path.write_text(json.dumps(spec))
+        process = await asyncio.create_subprocess_exec(
+            self.plane.config.python,
+            str(BOOT),
+            str(spec_path),
+            env=self._environment(container, facts),
+            cwd=container.directory / "root",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        container.pid = process.pid
+        logger.info(
+            "container %s: %s start of %s, pid %s",
+            container.id,
+            container.kind,
+            container.function.id,
+            process.pid,
+        )
+        if container.template is not None:
+            self.plane.spawn(self._await_snapshot(container, container.template, scheduler))
+        assert process.stdout is not None and process.stderr is not None
+        pumps = [
+            self.plane.spawn(self._pump(container, process.stdout, api_pb2.FILE_DESCRIPTOR_STDOUT)),
+            self.plane.spawn(self._pump(container, process.stderr, api_pb2.FILE_DESCRIPTOR_STDERR)),
+        ]
+        container.returncode = await process.wait()
+        await self._last_output(container, pumps)
+
+    async def _await_snapshot(
+        self, container: Container, template: ForkTemplate, scheduler: Scheduler
+    ) -> None:
+        """Serve from the snapshot once it is there; where it cannot be forked, its maker serves like any other."""
+        function = container.function
+        try:
+            await template.wait_ready()
+            container.on(Event.SNAPSHOT)
+        except Exception as refusal:
+            if not container.is_alive:
+                return
+            logger.info(
+                "container %s: no fork engine (%s); it goes on as the inline engine does",
+                container.id,
+                refusal,
+            )
+            container.holds_snapshot, container.template = False, None
+            function.can_fork = False
+            if function.snapshot_maker is container:
+                function.snapshot_maker = None
+        self.plane.pulse.beat()
+        scheduler.scale(function)
+
+    async def _restore(self, container: Container, mounts: list[dict[str, Any]]) -> None:
+        maker = container.function.snapshot_maker
+        if maker is None or maker.template is None:
+            raise RuntimeError(
+                "the snapshot went away while a container was to be restored from it"
+            )
+        container.template = maker.template
+        environment = self._environment(
+            container, self.plane.image_facts(container.function.definition.image_id)
+        )
+        state = {
+            "task_id": container.id,
+            "function_id": container.function.id,
+            "server_url": environment["MODAL_SERVER_URL"],
+        }
+        readers, writers = zip(os.pipe(), os.pipe(), strict=True)
+        try:
+            container.pid = await maker.template.fork(
+                container.id, environment, mounts, state, stdout_fd=writers[0], stderr_fd=writers[1]
+            )
+        finally:
+            for descriptor in writers:
+                os.close(descriptor)
+        logger.info("container %s: restored, pid %s", container.id, container.pid)
+        pumps = []
+        kinds = (api_pb2.FILE_DESCRIPTOR_STDOUT, api_pb2.FILE_DESCRIPTOR_STDERR)
+        for descriptor, kind in zip(readers, kinds, strict=True):
+            stream = asyncio.StreamReader()
+            await asyncio.get_running_loop().connect_read_pipe(
+                lambda stream=stream: asyncio.StreamReaderProtocol(stream),  # type: ignore[misc]
+                os.fdopen(descriptor, "rb"),
+            )
+            pumps.append(self.plane.spawn(self._pump(container, stream, kind)))
+        container.returncode = await maker.template.wait_exit(container.id)
+        await self._last_output(container, pumps)
+
+    async def _pump(self, container: Container, stream: asyncio.StreamReader, kind: int) -> None:
+        """Pass output on as it comes, and keep it line by line."""
+        name = "stderr" if kind == api_pb2.FILE_DESCRIPTOR_STDERR else "stdout"
+        decoder, partial = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
+        while data := await stream.read(1 << 16):
+            text = decoder.decode(data)
+            self.plane.emit_output(container, kind, text)
+            *lines, partial = (partial + text).split("\n")
+            for line in lines:
+                self.plane.record_line(container, name, line)
+        if partial:
+            self.plane.record_line(container, name, partial)
+
+    async def _last_output(self, container: Container, pumps: list[asyncio.Task[None]]) -> None:
+        """Read what is left; processes that outlive the main one hold the pipes, and are ended with it."""
+        kill_group(container)
+        await asyncio.wait(pumps, timeout=5)
+
+    async def _watch_start(self, container: Container) -> None:
+        definition = container.function.definition
+        limit_s = (
+            definition.startup_timeout_secs or definition.timeout_secs or RUNTIME_DEFAULT_STARTUP_S
+        )
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            await self.plane.pulse.wait(deadline - time.monotonic())
+            if container.state is not State.BOOTING:
+                return
+        container.start_failure = api_pb2.GenericResult(
+            status=api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT,
+            exception=f"the container did not start within its startup timeout of {limit_s}s",
+        )
+        self.send(container, signal.SIGKILL)
+
+    # ------------------------------------------------------------------ end
+
+    def send(self, container: Container, number: signal.Signals) -> None:
+        """Send a signal: SIGKILL to the whole container, any other to its main process, as Modal is taken to do."""
+        if not container.pid or not container.is_alive:
+            return
+        logger.info("container %s: %s", container.id, number.name)
+        if number is signal.SIGKILL:
+            kill_tree(container)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(container.pid, number)
+
+    async def interrupt_then_kill(self, container: Container, grace_s: float) -> None:
+        """Send SIGINT, and SIGKILL if the container has not ended *grace_s* seconds later."""
+        self.send(container, signal.SIGINT)
+        if not await self.wait_exit(container, grace_s):
+            self.send(container, signal.SIGKILL)
+
+    async def wait_exit(self, container: Container, timeout_s: float) -> bool:
+        """Return whether *container* ends within *timeout_s*."""
+        deadline = time.monotonic() + timeout_s
+        while container.is_alive and time.monotonic() < deadline:
+            await self.plane.pulse.wait(deadline - time.monotonic())
+        return not container.is_alive
+
+    def close_template(self, maker: Container) -> None:
+        """End the process that holds a snapshot."""
+        if maker.template is not None:
+            maker.template.close()
+        self.send(maker, signal.SIGKILL)
+
+
+def kill_tree(container: Container) -> None:
+    """SIGKILL a container that has not been reaped yet: its descendants, and its process group."""
+    for pid in container.pids():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    kill_group(container)
+
+
+def kill_group(container: Container) -> None:
+    """SIGKILL what is left of a container's process group: safe when its main process was reaped."""
+    if container.pid:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(container.pid, signal.SIGKILL)

@@ -1,0 +1,181 @@
+"""
+The plane's heart: its configuration, everything it knows, and the background tasks that belong to it.
+
+Handlers and effects get one `Plane` and find each other through it. No I/O here but directories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+from modal_proto import api_pb2
+
+from modalkit.local.image_commands import ImageFacts, parse
+from modalkit.local.state import App, Call, Container, Function, Input, Pulse
+from modalkit.local.volumes import VolumeRegistry
+
+logger = logging.getLogger("modalkit.local")
+
+Engine = Literal["inline", "fork"]
+
+ENVIRONMENT = "main"
+"""The one environment; clients say "" and containers "main" for the same object."""
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """What the owner of a plane asked for; it travels to the plane's process as JSON."""
+
+    runtime: str
+    """Directory with the sockets and the tasks; 0700, removed at the end."""
+    state: str
+    """Directory with the Volumes."""
+    engine: Engine = "inline"
+    snapshots: bool | None = None
+    """None: deployed apps only, as on Modal."""
+    strict_image: bool = False
+    grace_s: float = 30.0
+    python: str = sys.executable
+    echo_logs: bool = False
+
+
+@attrs.frozen
+class Image:
+    """One recorded image layer."""
+
+    id: str
+    commands: tuple[str, ...]
+    bases: tuple[str, ...]
+
+
+@attrs.frozen
+class LogLine:
+    """One line that a container wrote."""
+
+    index: int
+    container: str
+    stream: str
+    text: str
+
+
+@attrs.define(eq=False)
+class Plane:
+    """Everything one plane knows."""
+
+    config: Config
+    modal_version: str
+    pulse: Pulse = attrs.field(factory=Pulse)
+    apps: dict[str, App] = attrs.field(factory=dict)
+    deployed: dict[str, str] = attrs.field(factory=dict)
+    """App id by name."""
+    functions: dict[str, Function] = attrs.field(factory=dict)
+    variants: dict[tuple[str, bytes, bytes], str] = attrs.field(factory=dict)
+    classes: dict[str, str] = attrs.field(factory=dict)
+    """Service function id ("" until published) by class id."""
+    calls: dict[str, Call] = attrs.field(factory=dict)
+    inputs: dict[str, Input] = attrs.field(factory=dict)
+    containers: dict[str, Container] = attrs.field(factory=dict)
+    mounts: dict[str, list[api_pb2.MountFile]] = attrs.field(factory=dict)
+    images: dict[str, Image] = attrs.field(factory=dict)
+    secrets: dict[str, dict[str, str]] = attrs.field(factory=dict)
+    secret_names: dict[str, str] = attrs.field(factory=dict)
+    log_lines: list[LogLine] = attrs.field(factory=list)
+    http_url: str = ""
+    is_closing: bool = False
+    _tasks: set[asyncio.Task[Any]] = attrs.field(factory=set)
+    volumes: VolumeRegistry = attrs.field(
+        default=attrs.Factory(
+            lambda self: VolumeRegistry(Path(self.config.state) / "volumes"), takes_self=True
+        )
+    )
+
+    @property
+    def runtime(self) -> Path:
+        """The directory with sockets, uploads and tasks."""
+        return Path(self.config.runtime)
+
+    @property
+    def file_store(self) -> Path:
+        """Directory of uploaded mount files, each named by the sha256 of its content, in hex."""
+        return self.runtime / "files"
+
+    @property
+    def blob_store(self) -> Path:
+        """Directory of uploaded payloads."""
+        return self.runtime / "blobs"
+
+    @property
+    def views(self) -> Path:
+        """Directory of the containers' private Volume views: on the file system of the Volumes, so that copies are cheap."""
+        return Path(self.config.state) / ".views"
+
+    def blob_url(self, relative: str) -> str:
+        """Return the URL under which the plane's own HTTP server offers *relative*."""
+        return f"{self.http_url}/{relative}"
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run *work* in the background; an error in it is logged, never lost."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("bug in the local plane", exc_info=error)
+
+    def image_facts(self, image_id: str) -> ImageFacts:
+        """Return what the recorded commands of an image and of its bases say."""
+        return parse(self._commands(image_id))
+
+    def _commands(self, image_id: str) -> list[str]:
+        image = self.images.get(image_id)
+        if image is None:
+            return []
+        inherited = [line for base in image.bases for line in self._commands(base)]
+        return inherited + list(image.commands)
+
+    def takes_snapshots(self, function: Function) -> bool:
+        """Whether containers of *function* start from a snapshot here."""
+        if not function.definition.checkpointing_enabled:
+            return False
+        if self.config.snapshots is None:
+            return function.app.app_state == api_pb2.APP_STATE_DEPLOYED
+        return self.config.snapshots
+
+    def emit(self, app: App, **fields: Any) -> None:
+        """Append one batch to the logs of *app*."""
+        app.logs.append(api_pb2.TaskLogsBatch(entry_id=f"{len(app.logs) + 1}-0", **fields))
+        self.pulse.beat()
+
+    def emit_output(self, container: Container, descriptor: int, text: str) -> None:
+        """Append output of a container to the logs of its app."""
+        item = api_pb2.TaskLogs(data=text, file_descriptor=descriptor, timestamp=time.time())  # type: ignore[arg-type]
+        self.emit(
+            container.function.app,
+            task_id=container.id,
+            function_id=container.function.id,
+            items=[item],
+        )
+
+    def record_line(self, container: Container, stream: str, text: str) -> None:
+        """Keep one finished line of output for `LocalPlane.logs`."""
+        if stream == "stderr":
+            container.last_words.append(text)
+        self.log_lines.append(LogLine(len(self.log_lines), container.id, stream, text))
+        if self.config.echo_logs:
+            sys.stderr.write(f"{container.id} {text}\n")
+
+
+def default_max_containers() -> int:
+    """Return the limit where the app gives none: eight torch imports on two cores make innocent timeouts fire."""
+    return max(1, os.cpu_count() or 1)

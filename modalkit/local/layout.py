@@ -1,0 +1,48 @@
+"""What a container or client is told about an app's objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from modal_proto import api_pb2
+
+if TYPE_CHECKING:
+    from modalkit.local.core import Plane
+    from modalkit.local.state import App, Function
+
+
+def app_layout(plane: Plane, app: App, function: Function | None = None) -> api_pb2.AppLayout:
+    """Return every object of *app*, and each dependency of *function*: the entrypoint hydrates from nothing else."""
+    layout = api_pb2.AppLayout(function_ids=app.function_ids, class_ids=app.class_ids)
+    for function_id in app.function_ids.values():
+        layout.objects.add(
+            object_id=function_id, function_handle_metadata=plane.functions[function_id].metadata
+        )
+    for class_id in app.class_ids.values():
+        layout.objects.add(
+            object_id=class_id, class_handle_metadata=class_metadata(plane, class_id)
+        )
+    known = {item.object_id for item in layout.objects}
+    for dependency in function.definition.object_dependencies if function else ():
+        if dependency.object_id not in known:
+            known.add(dependency.object_id)
+            layout.objects.add(
+                object_id=dependency.object_id, **_handle(plane, dependency.object_id)
+            )
+    return layout
+
+
+def _handle(plane: Plane, object_id: str) -> dict[str, Any]:
+    if not object_id.startswith("vo-"):
+        return {}
+    volume = plane.volumes.by_id(object_id)
+    return {"volume_metadata": api_pb2.VolumeMetadata(version=volume.version, name=volume.name)}  # type: ignore[arg-type]
+
+
+def class_metadata(plane: Plane, class_id: str) -> api_pb2.ClassHandleMetadata:
+    """Return what a client needs to instantiate a class."""
+    function_id = plane.classes[class_id]
+    metadata = api_pb2.ClassHandleMetadata(class_function_id=function_id)
+    if function_id:
+        metadata.class_function_metadata.CopyFrom(plane.functions[function_id].metadata)
+    return metadata

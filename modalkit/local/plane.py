@@ -1,0 +1,359 @@
+"""`LocalPlane`: an owner's handle on a plane that runs in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
+
+import attrs
+
+from modalkit.errors import LocalPlaneError, PlaneStartError, UnknownContainerError
+
+if TYPE_CHECKING:
+    import modal
+
+START_TIMEOUT_S = 60.0
+CLOSE_TIMEOUT_S = 20.0
+POLL_S = 0.02
+
+
+@attrs.frozen
+class ContainerInfo:
+    """
+    One container, as it stood when it was asked for. Times are Unix seconds.
+
+    Attributes:
+        kind: "cold"; "snapshotting": it makes the snapshot; "restored" from one.
+        state: "booting", "template", "idle", "busy", "draining" or "exited".
+        inputs: Ids of the inputs that it is running.
+        launched_at: When the plane began to start it.
+        first_input_at: When it was given its first input.
+        returncode: As in `subprocess.Popen`: negative for a signal.
+    """
+
+    id: str
+    app: str
+    function: str
+    pid: int
+    kind: str
+    state: str
+    inputs: list[str]
+    launched_at: float
+    first_input_at: float | None
+    exited_at: float | None
+    returncode: int | None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self.state != "exited"
+
+
+@attrs.frozen
+class LogLine:
+    """One line that a container wrote to "stdout" or "stderr"."""
+
+    index: int
+    container: str
+    stream: str
+    text: str
+
+
+@attrs.frozen
+class VolumeHandle:
+    """A Volume, as its committed tree."""
+
+    name: str
+    _plane: LocalPlane
+
+    def committed(self) -> Path:
+        """
+        Return the directory that holds what was committed; read it, do not write to it.
+
+        Raises:
+            LocalPlaneError: No app has created this Volume.
+        """
+        return Path(self._plane.ask("volume", name=self.name))
+
+
+class LocalPlane:
+    """
+    Run Modal apps on this machine: the real client and the real container entrypoint, without an account.
+
+    A context manager. The plane ends with its block, however that ends, and leaves no process and no file behind but
+    what is in *state*.
+
+    Args:
+        state: Directory that keeps Volumes from one plane to the next; None for a temporary one.
+        engine: How a memory snapshot is taken: "inline" goes on in the same process (works everywhere, no speed-up),
+            "fork" restores in milliseconds (Linux), "auto" is fork where this machine and this modal allow it.
+        snapshots: None for deployed apps only, as on Modal; True also under `run`; False never.
+        strict_image: An import that the image's install steps do not cover fails, as it would on Modal; else it warns.
+        grace_s: Seconds between the interrupt and the kill of a preemption. Default: Modal's 30.
+        python: Interpreter of the containers. Default: this one.
+        env: Further environment variables for the `modal` commands that are started here.
+        echo_logs: Copy all container output to this process's stderr.
+
+    Raises:
+        PlaneStartError: It did not start; the reason is in the message.
+    """
+
+    def __init__(
+        self,
+        state: str | Path | None = None,
+        *,
+        engine: Literal["auto", "inline", "fork"] = "auto",
+        snapshots: bool | None = None,
+        strict_image: bool = False,
+        grace_s: float = 30.0,
+        python: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        echo_logs: bool = False,
+    ) -> None:
+        self._state = Path(state).absolute() if state is not None else None
+        self._options: dict[str, Any] = {
+            "snapshots": snapshots,
+            "strict_image": strict_image,
+            "grace_s": grace_s,
+            "python": str(python or sys.executable),
+            "echo_logs": echo_logs,
+        }
+        self._engine = engine
+        self._extra_env = dict(env or {})
+        self._process: subprocess.Popen[str] | None = None
+        self._runtime: Path | None = None
+        self.pid = 0
+        """Process id of the plane; its parent is the warden."""
+
+    # ------------------------------------------------------------------ life
+
+    def __enter__(self) -> Self:
+        self._runtime = Path(tempfile.mkdtemp(prefix="mk-"))
+        state = self._state or self._runtime / "state"
+        state.mkdir(parents=True, exist_ok=True)
+        configuration = {
+            **self._options,
+            "runtime": str(self._runtime),
+            "state": str(state),
+            "engine": choose_engine(self._engine),
+        }
+        package = str(Path(__file__).parents[2])
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "modalkit.local.server"],
+            env={
+                **_without_modal(os.environ),
+                "PYTHONPATH": _prepend(package, os.environ.get("PYTHONPATH")),
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the client; the plane ends when its owner does
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(configuration) + "\n")
+        self._process.stdin.flush()
+        self.pid = self._read_greeting(self._process.stdout)
+        return self
+
+    def _read_greeting(self, stream: IO[str]) -> int:
+        line = stream.readline()
+        if not line:
+            self.__exit__(None, None, None)
+            raise PlaneStartError(
+                "the local plane ended while it started; what it said is on stderr above"
+            )
+        pid: int = json.loads(line)["pid"]
+        return pid
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.close()
+            try:
+                process.wait(CLOSE_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+
+    # ------------------------------------------------------------------ modal's own tools
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables that point a modal client at this plane; no token of yours is among them."""
+        return {
+            "MODAL_SERVER_URL": f"unix://{self._directory}/plane.sock",
+            "MODAL_TOKEN_ID": "ak-local",
+            "MODAL_TOKEN_SECRET": "as-local",
+            "MODAL_CONFIG_PATH": str(self._directory / "modal.toml"),
+        }
+
+    def client(self) -> modal.Client:
+        """Return a modal client of this plane, for `modal.Cls.from_name("app", "Class", client=plane.client())`."""
+        import modal
+        from modal_proto import api_pb2
+
+        env = self.env
+        client = modal.Client(
+            env["MODAL_SERVER_URL"],
+            api_pb2.CLIENT_TYPE_CLIENT,
+            (env["MODAL_TOKEN_ID"], env["MODAL_TOKEN_SECRET"]),
+        )
+        client._open()  # noqa: SLF001 - what Client.from_env() does, for credentials that are not in the environment
+        return client
+
+    def modal(
+        self, *arguments: str, check: bool = True, capture: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """
+        Run `modal ARGUMENTS` against this plane.
+
+        Args:
+            arguments: As on the command line.
+            check: Raise `subprocess.CalledProcessError` when it exits with another code than 0.
+            capture: Keep its output in the result instead of passing it on.
+        """
+        return subprocess.run(
+            [sys.executable, "-m", "modal", *arguments],
+            env={**_without_modal(os.environ), **self._extra_env, **self.env},
+            check=check,
+            capture_output=capture,
+            text=True,
+        )
+
+    def run(
+        self, app_ref: str, *arguments: str, check: bool = True, capture: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `modal run APP_REF ARGUMENTS`; see `modal`."""
+        return self.modal("run", app_ref, *arguments, check=check, capture=capture)
+
+    def deploy(
+        self, app_ref: str, *, check: bool = True, capture: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `modal deploy APP_REF`; see `modal`."""
+        return self.modal("deploy", app_ref, check=check, capture=capture)
+
+    # ------------------------------------------------------------------ looking and poking
+
+    def containers(self, *, all: bool = False) -> list[ContainerInfo]:  # noqa: A002 - the word of every `ps`
+        """Return the containers that live, or *all* that there were, oldest first."""
+        found = [ContainerInfo(**fields) for fields in self.ask("containers")]
+        return [container for container in found if all or container.is_alive]
+
+    def preempt(self, container: str, grace_s: float | None = None) -> None:
+        """
+        Preempt a container as Modal does: SIGINT, *grace_s* seconds, SIGKILL; its input goes to a new one.
+
+        Raises:
+            UnknownContainerError: There is no such live container.
+        """
+        self.ask("preempt", container=container, grace_s=grace_s)
+
+    def kill(self, container: str) -> None:
+        """
+        SIGKILL every process of a container, now.
+
+        Raises:
+            UnknownContainerError: There is no such live container.
+        """
+        self.ask("kill", container=container)
+
+    def logs(self, since: int = 0) -> list[LogLine]:
+        """Return what containers wrote, from line number *since* on."""
+        return [LogLine(**fields) for fields in self.ask("logs", since=since)]
+
+    def volume(self, name: str) -> VolumeHandle:
+        """Return a handle on a Volume."""
+        return VolumeHandle(name, self)
+
+    def wait_for(
+        self, predicate: Callable[[Sequence[ContainerInfo]], bool], timeout_s: float = 60.0
+    ) -> list[ContainerInfo]:
+        """
+        Wait until *predicate* holds for `containers(all=True)`, and return them.
+
+        Raises:
+            LocalPlaneError: It did not within *timeout_s* seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not predicate(found := self.containers(all=True)):
+            if time.monotonic() > deadline:
+                raise LocalPlaneError(f"waited {timeout_s:g} s in vain; the containers are {found}")
+            time.sleep(POLL_S)
+        return found
+
+    def ask(self, operation: str, **arguments: Any) -> Any:
+        """Send one request to the plane's control socket and return the result."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(str(self._directory / "control.sock"))
+                connection.sendall(json.dumps({"op": operation, **arguments}).encode() + b"\n")
+                with connection.makefile("rb") as stream:
+                    line = stream.readline()
+            except OSError as error:
+                raise PlaneStartError(
+                    f"the local plane does not answer any more ({error})"
+                ) from error
+        if not line:
+            raise PlaneStartError(f"the local plane ended while it was asked for {operation!r}")
+        reply = json.loads(line)
+        if "error" in reply:
+            kind = UnknownContainerError if operation in ("preempt", "kill") else LocalPlaneError
+            raise kind(reply["error"])
+        return reply["result"]
+
+    @property
+    def _directory(self) -> Path:
+        if self._process is None or self._runtime is None:
+            raise PlaneStartError(
+                "the local plane is not running: use it inside of `with LocalPlane() as plane:`"
+            )
+        return self._runtime
+
+
+def choose_engine(wanted: Literal["auto", "inline", "fork"]) -> Literal["inline", "fork"]:
+    """
+    Return the snapshot engine to use.
+
+    Raises:
+        PlaneStartError: "fork" was asked for and this machine or this modal does not allow it.
+    """
+    if wanted == "inline":
+        return "inline"
+    from modalkit.local._private import probe
+
+    missing = probe() if sys.platform == "linux" else "it needs Linux"
+    if missing is None:
+        return "fork"
+    if wanted == "fork":
+        raise PlaneStartError(
+            f"the fork engine cannot be used here: {missing}; use engine='inline'"
+        )
+    return "inline"
+
+
+def _without_modal(environment: Mapping[str, str]) -> dict[str, str]:
+    """Drop every setting of modal's: tokens and profiles of a real account stay out of reach."""
+    return {name: value for name, value in environment.items() if not name.startswith("MODAL_")}
+
+
+def _prepend(path: str, rest: str | None) -> str:
+    return os.pathsep.join([path, rest]) if rest else path

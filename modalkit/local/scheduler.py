@@ -1,0 +1,399 @@
+"""
+Who runs what: inputs are queued, containers are asked for, results are recorded, apps are stopped.
+
+Decisions come from `state`; effects (processes, signals) go through the `Launcher`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from modal_proto import api_pb2
+
+from modalkit.local import state
+from modalkit.local.core import default_max_containers
+from modalkit.local.state import App, Call, Container, Event, Function, Input, State, Status, new_id
+
+if TYPE_CHECKING:
+    from modalkit.local.containers import Launcher
+    from modalkit.local.core import Plane
+
+logger = logging.getLogger("modalkit.local")
+
+Result = api_pb2.GenericResult
+DEFAULT_TIMEOUT_S = 300
+"""Modal's default for `timeout`."""
+DEFAULT_SCALEDOWN_S = 60
+"""Modal's documented default for `scaledown_window`."""
+STOP_GRACE_S = 8.0
+"""How long a stopped app's containers may run their exit hooks."""
+LAST_WORDS_S = 5.0
+"""Between the interrupt and the kill of an input that ran out of time."""
+
+
+class Scheduler:
+    """Moves inputs to containers and results back to calls."""
+
+    def __init__(self, plane: Plane, launcher: Launcher) -> None:
+        self.plane = plane
+        self.launcher = launcher
+
+    # ------------------------------------------------------------------ inputs in
+
+    def add_input(self, call: Call, index: int, payload: api_pb2.FunctionInput) -> Input:
+        """Accept one input of *call* and queue it."""
+        item = Input(new_id("in"), call, index, payload)
+        self.plane.inputs[item.id] = item
+        call.inputs.append(item)
+        self.enqueue(item)
+        return item
+
+    def enqueue(self, item: Input) -> None:
+        """Queue *item* for the next container of its function."""
+        if item.status is Status.DONE:
+            return
+        item.status, item.owner = Status.PENDING, None
+        item.call.function.pending.append(item)
+        self.plane.pulse.beat()
+        self.scale(item.call.function)
+
+    async def take(self, container: Container, most: int) -> list[Input] | None:
+        """Return up to *most* inputs for *container*, or None when it shall end; wait as long as it takes."""
+        function = container.function
+        container.on(Event.ASKED)
+        self.plane.pulse.beat()
+        window_s = function.definition.autoscaler_settings.scaledown_window or DEFAULT_SCALEDOWN_S
+        idle_until = time.monotonic() + window_s
+        while container.state is not State.DRAINING:
+            if function.app.is_stopping:
+                container.on(Event.DRAINED)
+            elif function.pending:
+                return self._assign(container, most)
+            elif container.running or time.monotonic() < idle_until or not self._is_spare(function):
+                await self.plane.pulse.wait(
+                    max(1.0, idle_until - time.monotonic()) if container.running else window_s
+                )
+            else:
+                container.on(Event.DRAINED)
+        return None
+
+    def _is_spare(self, function: Function) -> bool:
+        return len(function.live) > function.definition.autoscaler_settings.min_containers
+
+    def _assign(self, container: Container, most: int) -> list[Input]:
+        taken: list[Input] = []
+        pending = container.function.pending
+        while pending and len(taken) < most:
+            if taken and pending[0].payload.method_name != taken[0].payload.method_name:
+                break
+            item = pending.popleft()
+            item.status, item.owner = Status.RUNNING, container
+            item.deliveries += 1
+            container.running[item.id] = item
+            container.on(Event.ASSIGNED)
+            container.served += 1
+            container.first_input_at = container.first_input_at or time.time()
+            container.function.starts_failed = 0
+            self.plane.spawn(self._watch_timeout(item, container, item.deliveries))
+            taken.append(item)
+        self.plane.pulse.beat()
+        return taken
+
+    async def _watch_timeout(self, item: Input, container: Container, delivery: int) -> None:
+        limit_s = container.function.definition.timeout_secs or DEFAULT_TIMEOUT_S
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            await self.plane.pulse.wait(deadline - time.monotonic())
+            if item.owner is not container or item.deliveries != delivery:
+                return
+        result = Result(
+            status=Result.GENERIC_STATUS_TIMEOUT,
+            exception=f"Task's current input hit its timeout of {limit_s}s",
+        )
+        self.record(item, container, result, api_pb2.DATA_FORMAT_UNSPECIFIED)
+        container.is_timed_out = True
+        self.drain(container)
+        await self.launcher.interrupt_then_kill(container, LAST_WORDS_S)
+
+    # ------------------------------------------------------------------ results out
+
+    def record(
+        self,
+        item: Input,
+        container: Container,
+        result: Result,
+        data_format: int,
+        *,
+        started: float = 0.0,
+        created: float = 0.0,
+    ) -> None:
+        """Take one output of an attempt; an attempt that no longer owns its input is not heard."""
+        container.running.pop(item.id, None)
+        container.last_used = time.monotonic()
+        if container.state is State.BUSY and not container.running:
+            container.on(Event.EMPTIED)
+            if container.function.definition.single_use_containers:
+                container.on(Event.DRAINED)
+        if item.owner is container:
+            failed = result.status in (Result.GENERIC_STATUS_FAILURE, Result.GENERIC_STATUS_TIMEOUT)
+            terminated = result.status == Result.GENERIC_STATUS_TERMINATED
+            verdict = state.after_output(item, container, failed=failed, terminated=terminated)
+            self._carry_out(verdict, item, container, result, data_format, started, created)
+        self.plane.pulse.beat()
+
+    def _carry_out(
+        self,
+        verdict: state.Verdict,
+        item: Input,
+        container: Container | None,
+        result: Result,
+        data_format: int,
+        started: float = 0.0,
+        created: float = 0.0,
+    ) -> None:
+        match verdict:
+            case state.Requeue():
+                self.enqueue(item)
+            case state.Retry(delay_s):
+                item.retries += 1
+                item.status, item.owner = Status.WAITING, None
+                self.plane.spawn(self._enqueue_later(item, delay_s))
+            case state.Finish():
+                self.finish(item, result, data_format, container, started=started, created=created)
+
+    async def _enqueue_later(self, item: Input, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        if item.status is Status.WAITING:
+            self.enqueue(item)
+
+    def finish(
+        self,
+        item: Input,
+        result: Result,
+        data_format: int,
+        container: Container | None,
+        *,
+        started: float = 0.0,
+        created: float = 0.0,
+    ) -> None:
+        """Close *item* with *result*."""
+        if item.status is Status.DONE:
+            return
+        item.status, item.owner = Status.DONE, None
+        # `.map()` drops an output whose retry_count is not its own counter, and retries here are the server's.
+        output = api_pb2.FunctionGetOutputsItem(
+            result=result,
+            idx=item.index,
+            input_id=item.id,
+            data_format=data_format,  # type: ignore[arg-type]
+            task_id=container.id if container else "",
+            input_started_at=started,
+            output_created_at=created,
+            retry_count=0,
+        )
+        item.call.latest[item.index] = output
+        item.call.outputs.append(output)
+        self.plane.pulse.beat()
+
+    def fail_pending(self, function: Function, result: Result) -> None:
+        """Fail everything that waits for *function*."""
+        while function.pending:
+            self.finish(function.pending.popleft(), result, api_pb2.DATA_FORMAT_UNSPECIFIED, None)
+
+    def cancel(self, call: Call, *, kill_containers: bool) -> None:
+        """Cancel what is unfinished of *call*."""
+        result = Result(
+            status=Result.GENERIC_STATUS_TERMINATED, exception="Function call was cancelled"
+        )
+        for item in call.inputs:
+            owner = item.owner
+            if item.status is Status.DONE:
+                continue
+            with contextlib.suppress(ValueError):
+                call.function.pending.remove(item)
+            self.finish(item, result, api_pb2.DATA_FORMAT_UNSPECIFIED, owner)
+            if owner is not None and owner.is_alive:
+                owner.cancelled.append(item.id)
+                if kill_containers:
+                    self.launcher.send(owner, signal.SIGINT)
+
+    # ------------------------------------------------------------------ containers
+
+    def scale(self, function: Function) -> None:
+        """Launch what is needed for the inputs that wait."""
+        if function.app.is_stopping or self.plane.is_closing:
+            return
+        definition, live = function.definition, function.live
+        settings = definition.autoscaler_settings
+        per = max(
+            1,
+            definition.target_concurrent_inputs
+            or definition.max_concurrent_inputs
+            or definition.batch_max_size,
+        )
+        free = sum(max(0, per - len(container.running)) for container in live)
+        most = settings.max_containers or default_max_containers()
+        missing = -(-(len(function.pending) - free) // per)
+        wanted = max(missing, self._warm_containers(function) - len(live))
+        for _ in range(min(wanted, most - len(live))):
+            if not self._launch_one(function):
+                return
+
+    def _warm_containers(self, function: Function) -> int:
+        is_published = function.id in function.app.function_ids.values()
+        return int(function.definition.autoscaler_settings.min_containers) if is_published else 0
+
+    def _launch_one(self, function: Function) -> bool:
+        """Launch one container, or return False when it has to wait for a snapshot that is being made."""
+        kind = "cold"
+        if self.plane.takes_snapshots(function):
+            maker = function.snapshot_maker
+            forks = self.plane.config.engine == "fork" and function.can_fork
+            if forks and maker is not None and maker.state is not State.TEMPLATE:
+                return False
+            kind = "restored" if forks and maker is not None else "snapshotting"
+        container = self.launcher.new_container(function, kind)
+        if kind == "snapshotting" and self.plane.config.engine == "fork" and function.can_fork:
+            container.holds_snapshot = True
+            function.snapshot_maker = container
+        self.plane.spawn(self._run(container))
+        return True
+
+    async def _run(self, container: Container) -> None:
+        """Launch *container*, stay with it to its end, and pick up what it leaves."""
+        try:
+            await self.launcher.run(container, self)
+        except Exception as error:
+            logger.exception("container %s could not be started", container.id)
+            container.start_failure = Result(
+                status=Result.GENERIC_STATUS_INIT_FAILURE,
+                exception=f"the local plane could not start the container: {error}",
+            )
+        self._bury(container)
+
+    def _bury(self, container: Container) -> None:
+        function = container.function
+        if container.is_alive:
+            container.on(Event.EXITED)
+        container.exited_at = time.time()
+        function.containers.remove(container)
+        if function.snapshot_maker is container:
+            function.snapshot_maker = None
+        lost, container.running = list(container.running.values()), {}
+        code = container.returncode
+        interrupted = container.is_preempted or code == 0
+        for item in lost:
+            if item.owner is container:
+                self._lose(item, container, interrupted=interrupted)
+        if not lost:
+            self._count_failed_start(container)
+        self.plane.pulse.beat()
+        self.scale(function)
+
+    def _lose(self, item: Input, container: Container, *, interrupted: bool) -> None:
+        verdict = state.after_loss(item, container, interrupted=interrupted)
+        item.losses += 0 if interrupted else 1
+        result = container.start_failure or Result(
+            status=Result.GENERIC_STATUS_INTERNAL_FAILURE,
+            exception=f"container {container.id} ended with code {container.returncode} while it had this input",
+        )
+        self._carry_out(verdict, item, container, result, api_pb2.DATA_FORMAT_UNSPECIFIED)
+
+    def _count_failed_start(self, container: Container) -> None:
+        """A container that ended before it took an input: its own words fail the waiting calls, silence does so at last."""
+        function = container.function
+        if container.start_failure is not None:
+            self.fail_pending(function, container.start_failure)
+        elif (
+            not container.served
+            and not container.is_preempted
+            and container.returncode not in (0, None)
+        ):
+            function.starts_failed += 1
+            if function.starts_failed >= state.MAX_STARTS_FAILED:
+                status = Result.GENERIC_STATUS_INIT_FAILURE
+                text = (
+                    f"{function.starts_failed} containers in a row ended before they took an input; "
+                    f"the last with code {container.returncode}: {' | '.join(container.last_words)}"
+                )
+                self.fail_pending(function, Result(status=status, exception=text))
+
+    def drain(self, container: Container) -> None:
+        """Give *container* nothing more; it ends when it has finished what it has."""
+        if container.state in (State.BOOTING, State.IDLE, State.BUSY):
+            container.on(Event.DRAINED)
+            self.plane.pulse.beat()
+
+    async def preempt(self, container: Container, grace_s: float) -> None:
+        """Do what Modal does: interrupt, wait, kill; the same input goes to a new container and no retry is used."""
+        container.is_preempted = True
+        self.drain(container)
+        await self.launcher.interrupt_then_kill(container, grace_s)
+
+    def retire(self, function: Function) -> None:
+        """Let the containers and the snapshot of an old version go."""
+        for container in list(function.containers):
+            if not container.holds_snapshot:
+                self.drain(container)
+        maker, function.snapshot_maker = function.snapshot_maker, None
+        if maker is not None:
+            self.plane.spawn(self._close_when_childless(maker))
+        function.can_fork = True
+        function.starts_failed = 0
+
+    async def _close_when_childless(self, maker: Container) -> None:
+        while any(
+            c.template is maker.template for c in maker.function.containers if c is not maker
+        ):
+            await self.plane.pulse.wait(1.0)
+        self.launcher.close_template(maker)
+
+    # ------------------------------------------------------------------ apps
+
+    async def stop_app(self, app: App) -> None:
+        """Stop *app*: its inputs fail, its containers end."""
+        if app.is_stopping:
+            return
+        app.is_stopping = True
+        containers = [
+            c for c in self.plane.containers.values() if c.function.app is app and c.is_alive
+        ]
+        for function in self.plane.functions.values():
+            if function.app is app:
+                self.fail_pending(
+                    function,
+                    Result(
+                        status=Result.GENERIC_STATUS_TERMINATED, exception="the app was stopped"
+                    ),
+                )
+        for container in containers:
+            if container.state is State.BOOTING and not container.holds_snapshot:
+                self.launcher.send(
+                    container, signal.SIGKILL
+                )  # nothing of the user's is running in it yet
+            self.drain(container)
+        await asyncio.gather(*(self._stop_container(c) for c in containers))
+        app.app_state = api_pb2.APP_STATE_STOPPED
+        app.is_done = True
+        self.plane.emit(app, app_done=True)
+
+    async def _stop_container(self, container: Container) -> None:
+        if container.holds_snapshot:
+            while any(
+                c.template is container.template
+                for c in container.function.containers
+                if c is not container
+            ):
+                await self.plane.pulse.wait(1.0)
+            self.launcher.close_template(container)
+            await self.launcher.wait_exit(container, STOP_GRACE_S)
+            return
+        if container.running:
+            await self.launcher.interrupt_then_kill(container, STOP_GRACE_S)
+        elif not await self.launcher.wait_exit(container, STOP_GRACE_S):
+            self.launcher.send(container, signal.SIGKILL)

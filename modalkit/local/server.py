@@ -1,0 +1,138 @@
+"""
+The plane's process, and the warden that outlives it.
+
+`python -m modalkit.local.server` reads its configuration as one JSON line from stdin, answers with one line when it
+serves, and ends when stdin does: its owner is gone then, however it died. The first process becomes the warden and
+forks the plane. Orphans of any depth are handed to the warden by the kernel (PR_SET_CHILD_SUBREAPER), so when the plane
+ends, even by SIGKILL, it kills every process that is left and removes the directories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from modalkit.local.processes import descendants
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+IDLE_CLIENT_S = 60.0
+"""Silence after which an ephemeral app's client is taken for dead; it sends a heartbeat every 15 s."""
+
+
+def main() -> None:
+    """Run the plane under a warden."""
+    configuration = json.loads(sys.stdin.readline())
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    warden = os.getpid()
+    plane = os.fork()
+    if plane == 0:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != warden:
+            os._exit(1)
+        _serve(configuration)
+        os._exit(0)
+    os.close(sys.stdout.fileno())  # the owner reads the plane's end from this pipe
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(plane, signal.SIGTERM))
+    status = _guard(plane)
+    _sweep(configuration)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _guard(plane: int) -> int:
+    """Reap orphans until the plane itself ends; return its wait status."""
+    while True:
+        pid, status = os.wait()
+        if pid == plane:
+            return status
+
+
+def _sweep(configuration: dict[str, Any]) -> None:
+    """Kill every process that the plane left, and remove what it wrote for itself."""
+    while left := descendants(os.getpid()):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+    shutil.rmtree(Path(configuration["state"]) / ".views", ignore_errors=True)
+    shutil.rmtree(configuration["runtime"], ignore_errors=True)
+
+
+def _serve(configuration: dict[str, Any]) -> None:
+    level = os.environ.get("MODALKIT_LOCAL_LOG", "warning").upper()
+    logging.basicConfig(level="WARNING", format="[local plane] %(message)s")
+    logging.getLogger("modalkit.local").setLevel(level)
+    asyncio.run(_amain(configuration))
+
+
+async def _amain(configuration: dict[str, Any]) -> None:
+    """Serve until the owner closes our stdin, or SIGTERM."""
+    from grpclib.server import Server
+    from modal_version import __version__ as modal_version
+
+    from modalkit.local.blobs import start_http
+    from modalkit.local.containers import Launcher
+    from modalkit.local.control import Control
+    from modalkit.local.core import Config, Plane
+    from modalkit.local.scheduler import Scheduler
+    from modalkit.local.services import for_client, for_container
+    from modalkit.local.wire import servicer
+
+    plane = Plane(Config(**configuration), modal_version)
+    for directory in (plane.file_store, plane.blob_store, plane.views):
+        directory.mkdir(parents=True, exist_ok=True)
+    launcher = Launcher(
+        plane, lambda c: servicer(for_container(plane, scheduler, c), modal_version=modal_version)
+    )
+    scheduler = Scheduler(plane, launcher)
+    http = await start_http(plane)
+    clients = Server([servicer(for_client(plane, scheduler), modal_version=modal_version)])
+    await clients.start(path=str(plane.runtime / "plane.sock"))
+    control = await asyncio.start_unix_server(
+        Control(plane, scheduler).serve, plane.runtime / "control.sock"
+    )
+    plane.spawn(_reap_silent_clients(plane, scheduler))
+    sys.stdout.write(json.dumps({"pid": os.getpid()}) + "\n")
+    sys.stdout.flush()
+    await _owner_gone()
+    plane.is_closing = True
+    control.close()
+    clients.close()
+    plane.volumes.close()
+    await http.cleanup()
+
+
+async def _owner_gone() -> None:
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, gone.set)
+    loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1 << 12) or gone.set())
+    await gone.wait()
+
+
+async def _reap_silent_clients(plane: Any, scheduler: Any) -> None:
+    """Stop ephemeral apps whose client neither says goodbye nor anything else."""
+    from modal_proto import api_pb2
+
+    while True:
+        await asyncio.sleep(IDLE_CLIENT_S / 4)
+        now = asyncio.get_running_loop().time()
+        for app in list(plane.apps.values()):
+            is_silent = now - app.last_seen > IDLE_CLIENT_S
+            if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL and not app.is_stopping:
+                plane.spawn(scheduler.stop_app(app))
+
+
+if __name__ == "__main__":
+    main()

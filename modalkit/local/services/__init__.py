@@ -1,0 +1,34 @@
+"""The RPC families, one file each; every class takes the plane and, for containers, who is calling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modalkit.local.services.apps import AppService, UploadService
+from modalkit.local.services.calls import CallService
+from modalkit.local.services.containers import ContainerService
+from modalkit.local.services.functions import FunctionService
+from modalkit.local.services.objects import SecretService
+from modalkit.local.volume_service import VolumeService
+
+if TYPE_CHECKING:
+    from modalkit.local.core import Plane
+    from modalkit.local.scheduler import Scheduler
+    from modalkit.local.state import Container
+
+
+def for_client(plane: Plane, scheduler: Scheduler, caller: Container | None = None) -> list[object]:
+    """Return the handlers of what anybody may ask."""
+    return [
+        AppService(plane, scheduler),
+        UploadService(plane),
+        FunctionService(plane, scheduler),
+        CallService(plane, scheduler),
+        SecretService(plane),
+        VolumeService(plane, caller),
+    ]
+
+
+def for_container(plane: Plane, scheduler: Scheduler, caller: Container) -> list[object]:
+    """Return the handlers of what *caller* may ask."""
+    return [*for_client(plane, scheduler, caller), ContainerService(plane, scheduler, caller)]

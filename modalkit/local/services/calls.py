@@ -1,0 +1,135 @@
+"""Calls, as a client or a nested caller makes them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING
+
+from google.protobuf.empty_pb2 import Empty
+from modal_proto import api_pb2
+
+from modalkit.local.state import Call, Input, Status, new_id
+from modalkit.local.wire import decode_token, encode_token, not_found
+
+if TYPE_CHECKING:
+    from modalkit.local.core import Plane
+    from modalkit.local.scheduler import Scheduler
+
+MAX_INPUTS_OUTSTANDING = 1000
+"""Modal's documented limit for one `.map()`."""
+
+
+class CallService:
+    """`.remote`, `.spawn`, `.map`, generators, and the results of all of them."""
+
+    def __init__(self, plane: Plane, scheduler: Scheduler) -> None:
+        self._plane = plane
+        self._scheduler = scheduler
+
+    def _call(self, call_id: str) -> Call:
+        if call_id not in self._plane.calls:
+            raise not_found(f"no function call {call_id}")
+        return self._plane.calls[call_id]
+
+    def _accept(
+        self, call: Call, items: Iterable[api_pb2.FunctionPutInputsItem]
+    ) -> list[api_pb2.FunctionPutInputsResponseItem]:
+        accepted = [self._scheduler.add_input(call, item.idx, item.input) for item in items]
+        return [_receipt(item) for item in accepted]
+
+    async def FunctionMap(self, request: api_pb2.FunctionMapRequest) -> api_pb2.FunctionMapResponse:
+        function = self._plane.functions.get(request.function_id)
+        if function is None or function.app.is_stopping:
+            raise not_found(f"no function {request.function_id}, or its app was stopped")
+        call = Call(new_id("fc"), function, request.function_call_invocation_type)
+        self._plane.calls[call.id] = call
+        return api_pb2.FunctionMapResponse(
+            function_call_id=call.id,
+            function_call_jwt=encode_token(call=call.id),
+            retry_policy=function.definition.retry_policy,
+            max_inputs_outstanding=MAX_INPUTS_OUTSTANDING,
+            sync_client_retries_enabled=False,  # retries are ours: one count for every kind of call
+            pipelined_inputs=self._accept(call, request.pipelined_inputs),
+        )
+
+    async def FunctionPutInputs(
+        self, request: api_pb2.FunctionPutInputsRequest
+    ) -> api_pb2.FunctionPutInputsResponse:
+        return api_pb2.FunctionPutInputsResponse(
+            inputs=self._accept(self._call(request.function_call_id), request.inputs)
+        )
+
+    async def FunctionFinishInputs(self, _request: api_pb2.FunctionFinishInputsRequest) -> Empty:
+        return Empty()
+
+    async def FunctionRetryInputs(
+        self, request: api_pb2.FunctionRetryInputsRequest
+    ) -> api_pb2.FunctionRetryInputsResponse:
+        """Run finished inputs again: the client asks for it when it sees an internal failure."""
+        for item in request.inputs:
+            retried = self._plane.inputs[decode_token(item.input_jwt)["input"]]
+            retried.call.latest.pop(retried.index, None)
+            retried.status = Status.WAITING
+            self._scheduler.enqueue(retried)
+        return api_pb2.FunctionRetryInputsResponse(
+            input_jwts=[item.input_jwt for item in request.inputs]
+        )
+
+    async def FunctionGetOutputs(
+        self, request: api_pb2.FunctionGetOutputsRequest
+    ) -> api_pb2.FunctionGetOutputsResponse:
+        call = self._call(request.function_call_id)
+        deadline = time.monotonic() + request.timeout
+        position = int(request.last_entry_id.partition("-")[0] or 0)
+        while True:
+            if request.HasField("start_idx"):
+                wanted = range(request.start_idx, request.end_idx + 1)
+                outputs = [call.latest[index] for index in wanted if index in call.latest]
+            else:
+                outputs = call.outputs[position:]
+            if outputs or time.monotonic() >= deadline:
+                break
+            await self._plane.pulse.wait(deadline - time.monotonic())
+        return api_pb2.FunctionGetOutputsResponse(
+            outputs=outputs,
+            idxs=[output.idx for output in outputs],
+            last_entry_id=f"{len(call.outputs)}-0",
+            num_unfinished_inputs=sum(item.status is not Status.DONE for item in call.inputs),
+        )
+
+    async def FunctionCallCancel(self, request: api_pb2.FunctionCallCancelRequest) -> Empty:
+        call = self._call(request.function_call_id)
+        self._scheduler.cancel(call, kill_containers=request.terminate_containers)
+        return Empty()
+
+    async def FunctionCallFromId(
+        self, request: api_pb2.FunctionCallFromIdRequest
+    ) -> api_pb2.FunctionCallFromIdResponse:
+        call = self._call(request.function_call_id)
+        return api_pb2.FunctionCallFromIdResponse(
+            function_call_id=call.id, num_inputs=len(call.inputs)
+        )
+
+    async def FunctionCallPutDataOut(self, request: api_pb2.FunctionCallPutDataRequest) -> Empty:
+        self._call(request.function_call_id).data_out.extend(request.data_chunks)
+        self._plane.pulse.beat()
+        return Empty()
+
+    async def FunctionCallGetDataOut(
+        self, request: api_pb2.FunctionCallGetDataRequest
+    ) -> AsyncIterator[api_pb2.DataChunk]:
+        call = self._call(request.function_call_id)
+        position = request.last_index
+        while True:
+            while position < len(call.data_out):
+                position += 1
+                yield call.data_out[position - 1]
+            if all(item.status is Status.DONE for item in call.inputs):
+                return
+            await self._plane.pulse.wait(10.0)
+
+
+def _receipt(item: Input) -> api_pb2.FunctionPutInputsResponseItem:
+    token = encode_token(input=item.id, idx=item.index)
+    return api_pb2.FunctionPutInputsResponseItem(idx=item.index, input_id=item.id, input_jwt=token)

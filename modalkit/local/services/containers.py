@@ -1,0 +1,107 @@
+"""What a container says: one instance per container, since its socket is its identity."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from google.protobuf.empty_pb2 import Empty
+from modal_proto import api_pb2
+
+if TYPE_CHECKING:
+    from modalkit.local.core import Plane
+    from modalkit.local.scheduler import Scheduler
+    from modalkit.local.state import Container
+
+HEARTBEAT_HOLD_S = 12.0
+"""How long a heartbeat is held open as the channel for cancellations; the client sends one every 15 s."""
+
+
+class ContainerService:
+    """The container side of calls, and its lifecycle."""
+
+    def __init__(self, plane: Plane, scheduler: Scheduler, caller: Container) -> None:
+        self._plane = plane
+        self._scheduler = scheduler
+        self._caller = caller
+
+    async def ContainerHello(self, _request: Empty) -> Empty:
+        return Empty()
+
+    async def ContainerHeartbeat(
+        self, _request: api_pb2.ContainerHeartbeatRequest
+    ) -> api_pb2.ContainerHeartbeatResponse:
+        deadline = time.monotonic() + HEARTBEAT_HOLD_S
+        while not self._caller.cancelled and time.monotonic() < deadline:
+            await self._plane.pulse.wait(deadline - time.monotonic())
+        if not self._caller.cancelled:
+            return api_pb2.ContainerHeartbeatResponse()
+        cancelled = [self._caller.cancelled.popleft() for _ in range(len(self._caller.cancelled))]
+        return api_pb2.ContainerHeartbeatResponse(
+            cancel_input_event=api_pb2.CancelInputEvent(input_ids=cancelled)
+        )
+
+    async def FunctionGetInputs(
+        self, request: api_pb2.FunctionGetInputsRequest
+    ) -> api_pb2.FunctionGetInputsResponse:
+        taken = await self._scheduler.take(self._caller, max(1, request.batch_max_size))
+        if taken is None:
+            return api_pb2.FunctionGetInputsResponse(
+                inputs=[api_pb2.FunctionGetInputsItem(kill_switch=True)]
+            )
+        return api_pb2.FunctionGetInputsResponse(
+            inputs=[
+                api_pb2.FunctionGetInputsItem(
+                    input_id=item.id,
+                    input=item.payload,
+                    function_call_id=item.call.id,
+                    function_call_invocation_type=item.call.invocation_type,  # type: ignore[arg-type]
+                    retry_count=item.retries,
+                )
+                for item in taken
+            ]
+        )
+
+    async def FunctionPutOutputs(self, request: api_pb2.FunctionPutOutputsRequest) -> Empty:
+        for output in request.outputs:
+            self._scheduler.record(
+                self._plane.inputs[output.input_id],
+                self._caller,
+                output.result,
+                output.data_format,
+                started=output.input_started_at,
+                created=output.output_created_at,
+            )
+        return Empty()
+
+    async def TaskResult(self, request: api_pb2.TaskResultRequest) -> Empty:
+        """Hear that the container failed before it could take an input: in an import or an enter hook."""
+        failure = api_pb2.GenericResult()
+        failure.CopyFrom(request.result)
+        self._caller.start_failure = failure
+        return Empty()
+
+    async def ContainerCheckpoint(self, _request: api_pb2.ContainerCheckpointRequest) -> Empty:
+        """Let the process go on as the restored one: forked children bring files of their own."""
+        state = {"task_id": self._caller.id, "function_id": self._caller.function.id}
+        temporary = self._caller.directory / "restore-state.tmp"
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, self._caller.directory / "restore-state.json")
+        return Empty()
+
+    async def ContainerStop(
+        self, request: api_pb2.ContainerStopRequest
+    ) -> api_pb2.ContainerStopResponse:
+        container = self._plane.containers.get(request.task_id, self._caller)
+        self._scheduler.drain(container)
+        if not request.graceful:
+            self._scheduler.launcher.send(container, signal.SIGINT)
+        return api_pb2.ContainerStopResponse()
+
+    async def FunctionGetDynamicConcurrency(
+        self, request: api_pb2.FunctionGetDynamicConcurrencyRequest
+    ) -> api_pb2.FunctionGetDynamicConcurrencyResponse:
+        return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=request.target_concurrency)

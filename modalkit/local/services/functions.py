@@ -1,0 +1,229 @@
+"""Functions and classes: how they are defined, looked up and varied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from modal_proto import api_pb2
+
+from modalkit.local.layout import class_metadata
+from modalkit.local.state import Function, new_id
+from modalkit.local.wire import not_found
+
+if TYPE_CHECKING:
+    from modalkit.local.core import Plane
+    from modalkit.local.scheduler import Scheduler
+
+
+class FunctionService:
+    """Definitions of functions and classes."""
+
+    def __init__(self, plane: Plane, scheduler: Scheduler) -> None:
+        self._plane = plane
+        self._scheduler = scheduler
+
+    def _function(self, function_id: str) -> Function:
+        if function_id not in self._plane.functions:
+            raise not_found(f"no function {function_id}")
+        return self._plane.functions[function_id]
+
+    def _existing_or_new(self, existing_id: str, app_id: str) -> Function:
+        if existing_id in self._plane.functions:
+            return self._plane.functions[existing_id]
+        if app_id not in self._plane.apps:
+            raise not_found(f"no app {app_id}")
+        function = Function(
+            new_id("fu"),
+            self._plane.apps[app_id],
+            api_pb2.Function(),
+            api_pb2.FunctionHandleMetadata(),
+        )
+        self._plane.functions[function.id] = function
+        return function
+
+    async def FunctionPrecreate(
+        self, request: api_pb2.FunctionPrecreateRequest
+    ) -> api_pb2.FunctionPrecreateResponse:
+        function = self._existing_or_new(request.existing_function_id, request.app_id)
+        _describe(function, request)
+        return api_pb2.FunctionPrecreateResponse(
+            function_id=function.id, handle_metadata=function.metadata
+        )
+
+    async def FunctionCreate(
+        self, request: api_pb2.FunctionCreateRequest
+    ) -> api_pb2.FunctionCreateResponse:
+        function = self._existing_or_new(request.existing_function_id, request.app_id)
+        if request.HasField("function"):
+            definition = request.function
+        else:  # a list of GPUs: one ranked definition each
+            definition = request.function_data.ranked_functions[0].function
+        function.definition = api_pb2.Function()
+        function.definition.CopyFrom(definition)
+        function.version += 1
+        _describe(function, definition)
+        function.metadata.class_parameter_info.CopyFrom(definition.class_parameter_info)
+        self._scheduler.retire(function)
+        for variant in [f for f in self._plane.functions.values() if f.base is function]:
+            _derive(variant)
+            self._scheduler.retire(variant)
+        return api_pb2.FunctionCreateResponse(
+            function_id=function.id,
+            function=function.definition,
+            handle_metadata=function.metadata,
+            function_data=_function_data(function),
+        )
+
+    async def FunctionGet(self, request: api_pb2.FunctionGetRequest) -> api_pb2.FunctionGetResponse:
+        function = self._function(
+            self._published(request.app_name, "function_ids", request.object_tag)
+        )
+        return api_pb2.FunctionGetResponse(
+            function_id=function.id,
+            handle_metadata=function.metadata,
+            function=_function_data(function),
+        )
+
+    async def FunctionGetById(
+        self, request: api_pb2.FunctionGetByIdRequest
+    ) -> api_pb2.FunctionGetByIdResponse:
+        function = self._function(request.function_id)
+        return api_pb2.FunctionGetByIdResponse(
+            function=_function_data(function), handle_metadata=function.metadata
+        )
+
+    def _published(self, app_name: str, kind: str, tag: str) -> str:
+        app = self._plane.apps.get(self._plane.deployed.get(app_name, ""))
+        found: dict[str, str] = (
+            getattr(app, kind) if app is not None and not app.is_stopping else {}
+        )
+        if tag not in found:
+            raise not_found(
+                f"no deployed app {app_name!r} with {tag!r}; deployed here: {sorted(self._plane.deployed)}"
+            )
+        return found[tag]
+
+    async def FunctionGetCurrentStats(
+        self, request: api_pb2.FunctionGetCurrentStatsRequest
+    ) -> api_pb2.FunctionStats:
+        function = self._function(request.function_id)
+        return api_pb2.FunctionStats(
+            backlog=len(function.pending), num_total_tasks=len(function.live)
+        )
+
+    async def ClassCreate(self, request: api_pb2.ClassCreateRequest) -> api_pb2.ClassCreateResponse:
+        class_id = request.existing_class_id or new_id("cs")
+        self._plane.classes.setdefault(class_id, "")
+        return api_pb2.ClassCreateResponse(
+            class_id=class_id, handle_metadata=api_pb2.ClassHandleMetadata()
+        )
+
+    async def ClassGet(self, request: api_pb2.ClassGetRequest) -> api_pb2.ClassGetResponse:
+        class_id = self._published(request.app_name, "class_ids", request.object_tag)
+        return api_pb2.ClassGetResponse(
+            class_id=class_id, handle_metadata=class_metadata(self._plane, class_id)
+        )
+
+    async def FunctionBindParams(
+        self, request: api_pb2.FunctionBindParamsRequest
+    ) -> api_pb2.FunctionBindParamsResponse:
+        base = self._function(request.function_id)
+        key = (
+            base.id,
+            request.serialized_params,
+            request.function_options.SerializeToString(deterministic=True),
+        )
+        if key not in self._plane.variants:
+            variant = Function(
+                new_id("fu"),
+                base.app,
+                api_pb2.Function(),
+                api_pb2.FunctionHandleMetadata(),
+                base=base,
+                parameters=request.serialized_params,
+                options=request.function_options,
+            )
+            _derive(variant)
+            self._plane.functions[variant.id] = variant
+            self._plane.variants[key] = variant.id
+        variant = self._plane.functions[self._plane.variants[key]]
+        return api_pb2.FunctionBindParamsResponse(
+            bound_function_id=variant.id, handle_metadata=variant.metadata
+        )
+
+
+def _describe(function: Function, source: Any) -> None:
+    """Fill the handle metadata of *function* from a definition, or from the request that precedes it."""
+    metadata = function.metadata
+    metadata.function_name, metadata.function_type = source.function_name, source.function_type
+    metadata.definition_id, metadata.app_id = f"de-{function.id}", function.app.id
+    metadata.function_schema.CopyFrom(source.function_schema)
+    _copy_formats(metadata, source)
+    for name, method in source.method_definitions.items():
+        handle = metadata.method_handle_metadata[name]
+        handle.function_name, handle.function_type = method.function_name, method.function_type
+        handle.is_method, handle.use_method_name, handle.definition_id = (
+            True,
+            name,
+            metadata.definition_id,
+        )
+        handle.function_schema.CopyFrom(method.function_schema)
+        _copy_formats(handle, method)
+
+
+def _copy_formats(target: Any, source: Any) -> None:
+    for field in ("supported_input_formats", "supported_output_formats"):
+        target.ClearField(field)
+        getattr(target, field).extend(getattr(source, field))
+
+
+def _function_data(function: Function) -> api_pb2.FunctionData:
+    """Return the definition in the form that lookups answer in: common fields, and one ranked function."""
+    definition = function.definition
+    ranked = api_pb2.FunctionData.RankedFunction(rank=0, function=definition)
+    data = api_pb2.FunctionData(ranked_functions=[ranked])
+    shared = set(definition.DESCRIPTOR.fields_by_name) & set(data.DESCRIPTOR.fields_by_name)
+    for field, value in definition.ListFields():
+        if field.name not in shared or field.name == "method_definitions" or field.is_repeated:
+            continue
+        if field.message_type:
+            getattr(data, field.name).CopyFrom(value)
+        else:
+            setattr(data, field.name, value)
+    for name, method in definition.method_definitions.items():
+        data.method_definitions[name].CopyFrom(method)
+    return data
+
+
+def _derive(variant: Function) -> None:
+    """Give *variant* the definition of its base, with its own options over it: a redeploy changes both."""
+    assert variant.base is not None
+    definition, options = variant.definition, variant.options
+    definition.CopyFrom(variant.base.definition)
+    variant.metadata.CopyFrom(variant.base.metadata)
+    if options.replace_secret_ids or options.secret_ids:
+        del definition.secret_ids[:]
+        definition.secret_ids.extend(options.secret_ids)
+    if options.replace_volume_mounts:
+        del definition.volume_mounts[:]
+        definition.volume_mounts.extend(options.volume_mounts)
+    if options.HasField("retry_policy"):
+        definition.retry_policy.CopyFrom(options.retry_policy)
+    if options.HasField("resources"):
+        definition.resources.MergeFrom(options.resources)
+    if options.HasField("timeout_secs"):
+        definition.timeout_secs = options.timeout_secs
+    settings = definition.autoscaler_settings
+    settings.min_containers = 0  # as on Modal: those of the base do not apply to its variants
+    if options.HasField("concurrency_limit"):
+        settings.max_containers = options.concurrency_limit
+    if options.HasField("task_idle_timeout_secs"):
+        settings.scaledown_window = options.task_idle_timeout_secs
+    for field in (
+        "max_concurrent_inputs",
+        "target_concurrent_inputs",
+        "batch_max_size",
+        "batch_linger_ms",
+    ):
+        if options.HasField(field):
+            setattr(definition, field, getattr(options, field))
