@@ -1,0 +1,200 @@
+"""
+The import guard: it stands for the image, since containers run in the caller's own interpreter.
+
+There a module that the user's image lacks would be found all the same, and the app would die on
+Modal at its first line. So the imports that the app's own mounted modules make are compared with
+the packages that the image's commands install, with what those require, and with modal.
+
+What other packages import is their own affair, and so is an import in a `try` that handles its
+failure: strict, it fails as it would on Modal; else it is let pass without a word.
+
+The standard library only: this runs in the container's interpreter.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import importlib.metadata
+import json
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+# Modal mounts its client and all that it needs into every container.
+PROVIDED: Final = ("modal",)
+HANDLERS: Final = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
+REQUIREMENT: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?")
+EXTRA: Final = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
+
+
+def install(packages: Iterable[str], strict: bool, roots: Sequence[str]) -> None:  # noqa: FBT001
+    """
+    Guard all imports from here on.
+
+    Args:
+        packages: Distributions that the image installs, extras in brackets.
+        strict: Raise ModuleNotFoundError for a missing one; False prints a line on stderr, once
+            for each module.
+        roots: Directories of the app's own mounted code.
+    """
+    guard = Guard(packages, strict, roots)
+    builtins.__import__ = guard.wrap_statement(builtins.__import__)
+    importlib.import_module = guard.wrap_function(importlib.import_module)
+
+
+class Guard:
+    """Decides what the app's own code may import; see `install`."""
+
+    def __init__(self, packages: Iterable[str], strict: bool, roots: Sequence[str]) -> None:  # noqa: FBT001
+        self._packages = [*packages, *PROVIDED]
+        self._strict = strict
+        self._roots = tuple({f"{path}/" for root in roots for path in (root, Path(root).resolve())})
+        self._own_files: dict[str, bool] = {}
+        self._faults: dict[str, str | None] = {}
+        self._told: set[str] = set()
+
+    def wrap_statement(self, original: Callable[..., types.ModuleType]) -> Callable[..., Any]:
+        """Wrap what import statements call."""
+
+        def guarded(
+            name: str,
+            globals: Mapping[str, object] | None = None,  # noqa: A002 - the builtin's own names
+            locals: Mapping[str, object] | None = None,  # noqa: A002
+            fromlist: Sequence[str] = (),
+            level: int = 0,
+        ) -> types.ModuleType:
+            # The import comes first: one that fails anyway is nothing to speak about.
+            module = original(name, globals, locals, fromlist, level)
+            if level == 0 and globals is not None and self._is_own(globals.get("__file__")):
+                self._check(name, sys._getframe(1))  # noqa: SLF001 - as inspect does, but quick
+            return module
+
+        return guarded
+
+    def wrap_function(self, original: Callable[..., types.ModuleType]) -> Callable[..., Any]:
+        """Wrap `importlib.import_module`, which does not go through the statement's function."""
+
+        def guarded(name: str, package: str | None = None) -> types.ModuleType:
+            module = original(name, package)
+            caller = sys._getframe(1)  # noqa: SLF001
+            if not name.startswith(".") and self._is_own(caller.f_globals.get("__file__")):
+                self._check(name, caller)
+            return module
+
+        return guarded
+
+    def _is_own(self, file: object) -> bool:
+        if not isinstance(file, str):
+            return False
+        if (known := self._own_files.get(file)) is None:
+            known = self._own_files[file] = file.startswith(self._roots)
+        return known
+
+    def _check(self, name: str, caller: types.FrameType) -> None:
+        top = name.partition(".")[0]
+        if top not in self._faults:
+            self._faults[top] = None  # what follows may import, too
+            self._faults[top] = self._fault(top)
+        if (fault := self._faults[top]) is None:
+            return
+        if self._strict:
+            raise ModuleNotFoundError(f"No module named {top!r} in the image: {fault}", name=top)
+        if top not in self._told and not _is_handled(caller):
+            self._told.add(top)
+            where = f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"
+            print(f"modalkit: {where} imports {top!r}: {fault}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def _fault(self, top: str) -> str | None:
+        """Say what the image lacks and the line that adds it; None where all is well."""
+        if top in sys.stdlib_module_names or self._is_mounted(top):
+            return None
+        if _canonical(top) in {_canonical(p.partition("[")[0]) for p in self._packages}:
+            return None  # most are called like their distribution: spares reading all metadata
+        permitted = _with_requirements(self._packages)
+        if _canonical(top) in permitted:
+            return None
+        owners = importlib.metadata.packages_distributions().get(top, [])
+        if permitted & {_canonical(owner) for owner in owners}:
+            return None
+        if owners and not _is_editable(owners[0]):
+            line = f'.uv_pip_install("{owners[0]}")'
+            return f"the image does not install {owners[0]!r}; add {line} to it"
+        line = f'.add_local_python_source("{top}")'
+        return f"it is local code that the image does not hold; add {line} to it"
+
+    def _is_mounted(self, top: str) -> bool:
+        module = sys.modules.get(top)
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        # Neither file nor path: made at run time, or built in.
+        return any(self._is_own(f"{p}/") for p in places if p) or not any(places)
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _with_requirements(packages: Iterable[str]) -> set[str]:
+    """Follow the installed metadata; of markers only `extra` is looked at."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [pair for package in packages for pair in _named(package)]
+    while waiting:
+        name, extra = pair = waiting.pop()
+        if pair in seen:
+            continue
+        seen.add(pair)
+        for requirement in _requirements(name):
+            needed = EXTRA.findall(requirement)
+            if not needed or extra in {_canonical(e) for e in needed}:
+                waiting += _named(requirement)
+    return {name for name, _ in seen}
+
+
+def _named(requirement: str) -> Iterator[tuple[str, str]]:
+    if found := REQUIREMENT.match(requirement):
+        name = _canonical(found[1])
+        yield name, ""
+        for extra in (found[2] or "").split(","):
+            yield name, _canonical(extra.strip())
+
+
+def _requirements(name: str) -> list[str]:
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []  # in the image but not here: an import of it fails anyway
+
+
+def _is_editable(distribution: str) -> bool:
+    origin = importlib.metadata.distribution(distribution).read_text("direct_url.json")
+    return bool(json.loads(origin or "{}").get("dir_info", {}).get("editable"))
+
+
+def _is_handled(caller: types.FrameType) -> bool:
+    """Tell whether the import is in a block that expects it to fail."""
+    try:
+        tree = ast.parse(Path(caller.f_code.co_filename).read_bytes())
+    except (OSError, SyntaxError):
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            caught = any(h.type is None or _names(h.type) & HANDLERS for h in node.handlers)
+        elif isinstance(node, ast.With):
+            calls = [i.context_expr for i in node.items if isinstance(i.context_expr, ast.Call)]
+            suppressed = [c for c in calls if "suppress" in _names(c.func)]
+            caught = any(_names(a) & HANDLERS for c in suppressed for a in c.args)
+        else:
+            continue
+        first, last = node.body[0].lineno, node.body[-1].end_lineno or 0
+        if caught and first <= caller.f_lineno <= last:
+            return True
+    return False
+
+
+def _names(expression: ast.expr) -> set[str]:
+    names = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name)}
+    return names | {node.attr for node in ast.walk(expression) if isinstance(node, ast.Attribute)}
