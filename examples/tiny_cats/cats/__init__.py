@@ -1,0 +1,1 @@
+"""The classifier of the tiny_cats example: its pictures and its network; nothing about Modal."""
