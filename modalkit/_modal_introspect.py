@@ -9,6 +9,7 @@ container needs it.
 from __future__ import annotations
 
 from enum import Enum
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,16 @@ def roles(member: object) -> frozenset[Role]:
         Role.BATCHED: Flags.BATCHED,
     }
     return frozenset(role for role, mask in masks.items() if flags & mask)
+
+
+def raw_function(member: object) -> FunctionType | None:
+    """Return the function that *member* of a class is or decorates; None for anything else."""
+    from modal._utils.async_utils import synchronizer
+    from modal.partial_function import PartialFunction
+
+    if isinstance(member, PartialFunction):
+        member = synchronizer._translate_in(member).raw_f  # type: ignore[no-untyped-call]
+    return member if isinstance(member, FunctionType) else None
 
 
 def is_parameter(member: object) -> bool:

@@ -308,9 +308,9 @@ class Deployment:
 
         def decorate(user_cls: C) -> C:
             if not modal_objects.in_container():
-                check_outputs = getattr(user_class(user_cls), "_modalkit_check_outputs", None)
-                if check_outputs is not None:
-                    check_outputs(deployed=self.outputs is not None)
+                check = getattr(user_class(user_cls), "_modalkit_check_deployed", None)
+                if check is not None:
+                    check(with_outputs=self.outputs is not None)
             return cast("C", app.cls(**keywords)(user_cls))  # type: ignore[arg-type]
 
         return decorate

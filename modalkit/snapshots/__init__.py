@@ -1,0 +1,1 @@
+"""Memory snapshots: what has to be made new after every start."""
