@@ -34,7 +34,7 @@ app = modal.App("tiny-cats", image=image)
 training = Deployment.training(
     outputs=("/outputs", outputs),
     retries=RetryPolicy(max_retries=10),
-    checkpoints=CheckpointPolicy(every_s=10, keep_last=3),
+    checkpoints=CheckpointPolicy(every_s=5, keep_last=3),
     timeout_s=4 * 3600,
 )
 
@@ -120,7 +120,8 @@ class CatTrainer(SnapshotTrainer):
 
 
 def note(directory: Path, line: str) -> None:
-    """Add a line to the run's training.log, open no longer than that."""
+    """Print a line and add it to the run's training.log, which is open no longer than that."""
+    print(line)
     with (directory / "training.log").open("a") as log:
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 

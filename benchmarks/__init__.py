@@ -1,0 +1,1 @@
+"""Measurements with thresholds: `python -m benchmarks NAME`."""
