@@ -19,6 +19,7 @@ The keys of SPEC.json:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,11 +78,10 @@ def main(spec_path: str) -> None:
     sys.path.insert(0, spec["cwd"])
     if spec["guard"]:
         sibling("guard").install(**spec["guard"])
-    if spec["fork_socket"]:
-        sibling("fork_child").install(spec["fork_socket"])
     module = spec.get("module", ENTRYPOINT)
     sys.argv = [module]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    with _fork_server(spec["fork_socket"]):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -105,6 +106,19 @@ def sibling(name: str) -> types.ModuleType:
         module.__path__ = [str(Path(__file__).parent)]
         sys.modules[package] = module
     return importlib.import_module(f"{package}.{name}")
+
+
+@contextlib.contextmanager
+def _fork_server(fork_socket: str | None) -> Iterator[None]:
+    if fork_socket is None:
+        yield
+        return
+    fork_child = sibling("fork_child")
+    fork_child.install(fork_socket)
+    try:
+        yield
+    finally:
+        fork_child.leave()
 
 
 def _default_signals() -> None:

@@ -1,0 +1,256 @@
+"""
+Memory snapshots by fork, container side.
+
+The container that makes the snapshot becomes a template: at the moment of the snapshot it ends
+modal's thread, so that only the main thread is left, and waits for orders. For each order it
+forks, and the child goes on from there as a container of its own: its own output, environment,
+session and Volume views, then modal's own restore.
+
+The template never takes an input. It ends when the plane closes the connection.
+
+The protocol: an order is 4 bytes of length, with the descriptors of stdout and stderr attached,
+then JSON; an answer is a line of JSON with a key `op`: ready, refused, forked, failed or exited.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import json
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+import weakref
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+from . import _private, mounts
+from .boot import die_with_parent
+
+OMP_PAUSE_HARD: Final = 2
+EXIT_CONFIG: Final = 78  # EX_CONFIG of <sysexits.h>
+
+_is_child = False
+
+
+class Order(TypedDict):
+    """What a child is told: its id, environment, mounts, and what Modal's restore reads."""
+
+    container: str
+    env: dict[str, str]
+    mounts: list[mounts.Mount]
+    state: dict[str, Any]
+
+
+def install(fork_socket: str) -> None:
+    """
+    Prepare this process, before modal's entrypoint runs, to become a template.
+
+    Args:
+        fork_socket: Where the plane's `ForkTemplate` listens.
+    """
+    control = Control(fork_socket)
+    if lacking := _private.probe():
+        control.refuse(lacking)
+        return
+    start_heartbeats = _private.postpone_heartbeats()
+    user_loop = _private.remember_user_loop()
+
+    def take(task_lifecycle_manager: Any) -> None:
+        template, template_url = os.getpid(), os.environ["MODAL_SERVER_URL"]
+        directory = Path.cwd()
+        _private.quiesce(task_lifecycle_manager)
+        if reason := _refusal(user_loop()):
+            control.refuse(reason)
+        else:
+            order, descriptors = _serve(control)
+            _become(order, descriptors, template, directory)
+            _private.redirect(template_url)
+            _private.repair(user_loop())
+        _private.restore(task_lifecycle_manager)
+        start_heartbeats()
+
+    _private.replace_snapshot(take)
+
+
+def leave() -> None:
+    """
+    End a child as the interpreter would, but for what belongs to the template.
+
+    Called while the exception that ends the program, if any, is being handled. Returns at once in
+    any other process.
+    """
+    if not _is_child:
+        return
+    error = sys.exc_info()[1]
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if error.code is not None and not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)  # noqa: T201 - as the interpreter does
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()  # noqa: SLF001
+    _flush()
+    # Not by sys.exit: that would finalize objects which the template and its other children use,
+    # temporary directories for one.
+    os._exit(code & 0xFF)
+
+
+class Control:
+    """The connection to the plane's `ForkTemplate`."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(path)
+
+    def send(self, **answer: Any) -> None:
+        """Send one answer."""
+        self.socket.sendall(json.dumps(answer).encode() + b"\n")
+
+    def refuse(self, reason: str) -> None:
+        """Say that there will be no template; the container goes on by itself."""
+        self.send(op="refused", reason=reason)
+        self.socket.close()
+
+    def receive(self) -> tuple[Order, list[int]] | None:
+        """Wait for an order; None when the plane has closed the connection."""
+        header, descriptors, _, _ = socket.recv_fds(self.socket, 4, 2)
+        if not header:
+            return None
+        data = bytearray()
+        while len(header) < 4 or len(data) < int.from_bytes(header, "big"):  # noqa: PLR2004
+            wanted = 4 - len(header) or int.from_bytes(header, "big") - len(data)
+            if not (part := self.socket.recv(wanted)):
+                return None
+            if len(header) < 4:  # noqa: PLR2004
+                header += part
+            else:
+                data += part
+        return json.loads(data), descriptors
+
+
+def _refusal(loop: Any) -> str | None:
+    """Say why this process must not be forked, or None."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "CUDA is initialised, and cannot be used after a fork"
+    with contextlib.suppress(OSError):
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(descriptor.readlink()).startswith("/dev/nvidia"):
+                    return "the GPU driver is in use, and cannot be used after a fork"
+    threads = [t for t in threading.enumerate() if t is not threading.main_thread()]
+    if named := [thread.name for thread in threads if not thread.daemon]:
+        return f"these threads would be missing after a fork: {', '.join(named)}"
+    if not _private.can_repair(loop):
+        return f"the event loop is a {type(loop).__name__}, which cannot be repaired after a fork"
+    if threads:
+        names = ", ".join(thread.name for thread in threads)
+        _say(f"background threads are not part of a fork snapshot: {names}")
+    return None
+
+
+def _serve(control: Control) -> tuple[Order, list[int]]:
+    """Fork a child for every order. Returns in the children only."""
+    global _is_child  # noqa: PLW0603 - a fact about this process
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    generator = random.getstate()
+    children: dict[int, tuple[int, str]] = {}
+    poll = select.poll()
+    poll.register(control.socket, select.POLLIN)
+    control.send(op="ready")
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor in children:
+                poll.unregister(descriptor)
+                pid, name = children.pop(descriptor)
+                os.close(descriptor)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                control.send(op="exited", container=name, code=code)
+                continue
+            if (received := control.receive()) is None:
+                os._exit(0)
+            order, descriptors = received
+            try:
+                _pause_openmp()
+                _flush()
+                pid = os.fork()
+            except OSError as error:
+                control.send(op="failed", container=order["container"], reason=str(error))
+                continue
+            if pid == 0:
+                _is_child = True
+                control.socket.close()
+                for child in children:
+                    os.close(child)
+                signal.signal(signal.SIGINT, on_interrupt)
+                # CPython gives a forked child another stream. A restored snapshot has the same
+                # one in every container, on Modal and here.
+                random.setstate(generator)
+                return order, descriptors
+            for received_descriptor in descriptors:
+                os.close(received_descriptor)
+            handle = os.pidfd_open(pid)
+            children[handle] = (pid, order["container"])
+            poll.register(handle, select.POLLIN)
+            control.send(op="forked", container=order["container"], pid=pid)
+
+
+def _become(order: Order, descriptors: list[int], template: int, directory: Path) -> None:
+    """Turn a fresh child of `template`, which worked in `directory`, into a container."""
+    os.setsid()
+    for descriptor, standard in zip(descriptors, (1, 2), strict=True):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    try:
+        os.environ.clear()
+        os.environ.update(order["env"])
+        if order["mounts"]:
+            mounts.enter_again(order["mounts"])
+        die_with_parent(template)
+        state = Path(os.environ["MODAL_RESTORE_STATE_PATH"])
+        state.write_text(json.dumps(order["state"]))
+        # The directory of the code is /root in every container on Modal; here each has its own,
+        # and relative files of one must not be another's.
+        own = state.parent / directory.name
+        if Path.cwd() == directory and own.is_dir():
+            os.chdir(own)
+    except OSError as error:
+        _say(f"a container could not be restored from its snapshot: {error}")
+        os._exit(EXIT_CONFIG)
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]  # noqa: SLF001
+        finalizer.atexit = False  # the template's temporary directories are not the child's
+
+
+def _pause_openmp() -> None:
+    """
+    End libgomp's worker threads, which a child would wait for without end.
+
+    It must be done before every fork. LLVM's and Intel's OpenMP begin anew in a forked child by
+    themselves; measured with libomp 14 and libiomp5 2026.2.
+    """
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    paths = {line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line}
+    for path in sorted(paths):
+        ctypes.CDLL(path).omp_pause_resource_all(OMP_PAUSE_HARD)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _say(line: str) -> None:
+    print(f"modalkit: {line}", file=sys.stderr, flush=True)  # noqa: T201 - it ends in the app's log

@@ -1,0 +1,178 @@
+"""
+Memory snapshots by fork, plane side: the connection to a process that forks restored containers.
+
+`fork_child` is the other end and describes the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modalkit.errors import LocalPlaneError
+
+
+class ForkTemplate:
+    """
+    A container that holds its own snapshot and forks restored containers from it.
+
+    Made by `listen` before the container starts; it connects by itself.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._connection: socket.socket | None = None
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pids: dict[str, asyncio.Future[int]] = {}
+        self._exits: dict[str, asyncio.Future[int]] = {}
+        self._sending = asyncio.Lock()
+        self._task = asyncio.create_task(self._listen())
+
+    @classmethod
+    async def listen(cls, socket_path: Path) -> ForkTemplate:
+        """
+        Wait for a template's connection.
+
+        Args:
+            socket_path: What the container gets as `fork_socket`; at most 107 bytes long.
+        """
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        listener.bind(str(socket_path))
+        listener.listen(1)
+        return cls(listener)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether containers can be restored now."""
+        return self._ready.done() and self._ready.exception() is None and not self._task.done()
+
+    async def wait_ready(self) -> None:
+        """
+        Wait until the snapshot is there.
+
+        Raises:
+            LocalPlaneError: The process refused, with its reason, or it ended.
+        """
+        await asyncio.shield(self._ready)
+
+    async def fork(
+        self,
+        container_id: str,
+        env: Mapping[str, str],
+        mounts: Sequence[Mapping[str, Any]],
+        restore_state: Mapping[str, Any],
+        *,
+        stdout_fd: int,
+        stderr_fd: int,
+    ) -> int:
+        """
+        Restore a container.
+
+        Args:
+            container_id: Its id; unique for this template.
+            env: Its whole environment.
+            mounts: Its own mounts, as in boot.py; bound over those of the template.
+            restore_state: What Modal's restore reads.
+            stdout_fd: Where its output goes; the caller closes its own copy.
+            stderr_fd: The same for errors.
+
+        Returns:
+            The pid of the new process.
+
+        Raises:
+            LocalPlaneError: The template has ended, or it could not fork.
+        """
+        if not self.is_ready or self._connection is None:
+            raise LocalPlaneError(
+                f"{container_id} cannot be restored: its snapshot's process has ended"
+            )
+        loop = asyncio.get_running_loop()
+        self._pids[container_id] = loop.create_future()
+        self._exits[container_id] = loop.create_future()
+        order = {"container": container_id, "env": dict(env), "mounts": list(mounts)}
+        data = json.dumps({**order, "state": dict(restore_state)}).encode()
+        async with self._sending:
+            header = len(data).to_bytes(4, "big")
+            try:
+                socket.send_fds(self._connection, [header], [stdout_fd, stderr_fd])
+                await loop.sock_sendall(self._connection, data)
+            except OSError as error:
+                raise LocalPlaneError(f"{container_id} cannot be restored: {error}") from error
+        try:
+            return await self._pids[container_id]
+        finally:
+            del self._pids[container_id]
+
+    async def wait_exit(self, container_id: str) -> int:
+        """
+        Wait for the end of a container that `fork` restored.
+
+        Returns:
+            Its exit code; the negative number of the signal that killed it.
+        """
+        try:
+            return await asyncio.shield(self._exits[container_id])
+        finally:
+            if self._exits[container_id].done():
+                del self._exits[container_id]
+
+    def close(self) -> None:
+        """End the template, and with it every container that it restored."""
+        self._task.cancel()
+        self._end()
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._connection, _ = await loop.sock_accept(self._listener)
+            self._connection.setblocking(False)
+            rest = b""
+            while data := await loop.sock_recv(self._connection, 1 << 16):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._handle(json.loads(line))
+        except OSError:  # the process was killed: the same as an end of the stream
+            pass
+        finally:
+            self._end()
+
+    def _handle(self, answer: dict[str, Any]) -> None:
+        match answer["op"]:
+            case "ready":
+                self._ready.set_result(None)
+            case "refused":
+                self._fail(self._ready, answer["reason"])
+            case "forked":
+                self._pids[answer["container"]].set_result(answer["pid"])
+            case "failed":
+                reason = f"its snapshot could not be forked: {answer['reason']}"
+                self._fail(self._pids[answer["container"]], reason)
+                del self._exits[answer["container"]]
+            case "exited":
+                self._exits[answer["container"]].set_result(answer["code"])
+
+    def _end(self) -> None:
+        for end in (self._listener, self._connection):
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.close()
+        gone = "the process that holds the snapshot has ended"
+        self._fail(self._ready, gone)
+        for pid in self._pids.values():
+            self._fail(pid, gone)
+        for exited in self._exits.values():
+            if not exited.done():
+                exited.set_result(-signal.SIGKILL)  # the kernel kills them with their parent
+
+    @staticmethod
+    def _fail(future: asyncio.Future[Any], reason: str) -> None:
+        if not future.done():
+            future.set_exception(LocalPlaneError(reason))
+            future.exception()  # read: nobody need wait for it
