@@ -62,10 +62,10 @@ def _python(_recipe: object, _attribute: attrs.Attribute[Any], value: object) ->
         )
 
 
-def _not_modalkit(names: tuple[str, ...], where: str) -> None:
-    if "modalkit" in {requirement_name(name) for name in names}:
+def _not_modalkit(step: object, _attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+    if "modalkit" in map(requirement_name, value):
         raise RecipeError(
-            f"{where}('modalkit'): every recipe brings modalkit along by itself, and on an index "
+            f"{type(step).__name__}: every recipe brings modalkit along by itself, and on an index "
             f"that name is another project. Leave it out."
         )
 
@@ -88,7 +88,7 @@ class Env:
 class UvPipInstall:
     """Python packages, installed together."""
 
-    packages: tuple[str, ...] = attrs.field(validator=_strings)
+    packages: tuple[str, ...] = attrs.field(validator=[_strings, _not_modalkit])
     index_url: str | None
     extra_index_url: str | None
     extra_options: str
@@ -98,7 +98,7 @@ class UvPipInstall:
 class LocalPythonSource:
     """Local modules and packages, mounted where they can be imported."""
 
-    modules: tuple[str, ...] = attrs.field(validator=_strings)
+    modules: tuple[str, ...] = attrs.field(validator=[_strings, _not_modalkit])
 
 
 @attrs.frozen
@@ -164,7 +164,6 @@ class ImageRecipe:
         Raises:
             RecipeError: A package is no string, or is `modalkit`.
         """
-        _not_modalkit(packages, "uv_pip_install")
         return self._then(UvPipInstall(packages, index_url, extra_index_url, extra_options))
 
     def add_local_python_source(self, *modules: str) -> ImageRecipe:
@@ -174,7 +173,6 @@ class ImageRecipe:
         Raises:
             RecipeError: A module is no string, or is `modalkit`, which comes along by itself.
         """
-        _not_modalkit(modules, "add_local_python_source")
         return self._then(LocalPythonSource(modules))
 
     def add_local_dir(
