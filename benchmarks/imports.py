@@ -24,7 +24,7 @@ WITH_MODAL = "import modal; from modalkit import SnapshotTrainer, RetryPolicy"
 
 def measure(*, quick: bool) -> list[Metric]:
     """Measure the three figures that modalkit promises about its imports."""
-    rounds = 7 if quick else 25
+    rounds = 11 if quick else 25
     heavy = heavy_modules()
     alone_ms = [1000 * (b - a) for a, b in pairs(BARE, MODALKIT, rounds)]
     added = [100 * (b / a - 1) for a, b in pairs(MODAL, WITH_MODAL, rounds)]

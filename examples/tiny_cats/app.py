@@ -55,7 +55,7 @@ class CatTrainer(SnapshotTrainer):
         torch.set_num_threads(2)  # fixed: CPU results then repeat bit for bit on any machine
         self.networks = {name: build() for name, build in model.BACKBONES.items()}
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: str) -> None:
         """Move the networks to the GPU, which is there after the snapshot only."""
         for network in self.networks.values():
             network.to(device)
@@ -127,9 +127,9 @@ def note(directory: Path, line: str) -> None:
 
 
 @app.function(volumes={"/data": pictures}, timeout=3600)
-def prepare_data(source: str = "", folder: str = "/data/cats") -> None:
+def prepare_data(folder: str = "/data/cats", source: str = "", md5: str = "") -> None:
     """Fill the data Volume with the Oxford-IIIT Pet set, once."""
-    counts = pets.fill(Path(folder), source) if source else pets.fill(Path(folder))
+    counts = pets.fill(Path(folder), source, md5)
     pictures.commit()
     print(f"{folder}: {counts}")
 

@@ -9,7 +9,7 @@ import torch
 
 from modalkit.checkpoint import store
 from modalkit.local import ContainerInfo
-from modalkit.runs.attempts import read_attempts
+from modalkit.runs.attempts import Attempt, read_attempts
 from modalkit.telemetry.events import read_metrics
 
 
@@ -50,23 +50,25 @@ def read_story(
     """
     by_id = {container.id: container for container in containers}
     attempts = read_attempts(directory)
-    rows: list[Row] = []
-    for attempt, following in zip(attempts, [*attempts[1:], None], strict=True):
-        container = by_id[attempt.container]
-        last = max(attempt.step or 0, seen.get(attempt.container, 0))
-        rows.append(
-            Row(
-                number=attempt.number,
-                cause=attempt.cause or "killed",
-                resumed_at=attempt.resumed_at,
-                last_step=last,
-                recomputed=max(0, last - following.resumed_at) if following else 0,
-                start=container.kind,
-                start_s=(container.first_input_at or 0.0) - container.launched_at,
-            )
-        )
+    rows = [
+        _row(attempt, following, by_id[attempt.container], seen.get(attempt.container, 0))
+        for attempt, following in zip(attempts, [*attempts[1:], None], strict=True)
+    ]
     loss = {step: metrics["loss"] for step, metrics in read_metrics(directory).items()}
     return Story(rows, loss, store.read(directory).tensors, val_accuracy)
+
+
+def _row(attempt: Attempt, following: Attempt | None, container: ContainerInfo, seen: int) -> Row:
+    last_step = max(attempt.step, seen)
+    return Row(
+        number=attempt.number,
+        cause="killed" if attempt.cause == "lost" else attempt.cause,
+        resumed_at=attempt.resumed_at or 0,
+        last_step=last_step,
+        recomputed=max(0, last_step - (following.resumed_at or 0)) if following else 0,
+        start=container.kind,
+        start_s=(container.first_input_at or 0.0) - container.launched_at,
+    )
 
 
 def differences(story: Story, control: Story) -> list[str]:

@@ -17,7 +17,7 @@ MD5 = "5c4f3ee8e5d25df40f4fd59a7f44e54c"
 EDGE = 160  # pixels of the shorter side as stored; the originals are larger than any use here
 
 
-def fill(folder: Path, source: str = SOURCE, md5: str = MD5) -> dict[str, int]:
+def fill(folder: Path, source: str = "", md5: str = "") -> dict[str, int]:
     """
     Make `folder/cat` and `folder/other` from the set's tarball; count what is in them.
 
@@ -25,9 +25,11 @@ def fill(folder: Path, source: str = SOURCE, md5: str = MD5) -> dict[str, int]:
 
     Args:
         folder: Where the pictures go; its parent must exist.
-        source: Address of the tarball.
-        md5: What the tarball must hash to; empty to take any.
+        source: Address of a tarball with pictures named as in the set; empty for the set itself.
+        md5: What a tarball from *source* must hash to; empty to take any.
     """
+    if not source:
+        source, md5 = SOURCE, MD5
     if not folder.exists():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
