@@ -110,14 +110,15 @@ def postpone_heartbeats() -> Callable[[], None]:
         What starts it, to be called once after the snapshot.
     """
     manager = importlib.import_module("modal._runtime.container_io_manager").ContainerIOManager
-    original = manager.heartbeats
+    original = vars(manager)["heartbeats"]  # a descriptor, which binds to an instance only
     start: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
     def heartbeats(self: Any, wait_for_mem_snap: bool) -> Iterator[None]:  # noqa: FBT001
         with contextlib.ExitStack() as later:
+            beats = original.__get__(self, type(self))
             # Its argument asks to wait for the snapshot, which is over when this is called.
-            start.append(lambda: later.enter_context(original(self, False)))
+            start.append(lambda: later.enter_context(beats(False)))
             yield
 
     def start_now() -> None:
