@@ -21,7 +21,7 @@ cli.add_command(local)
 
 
 def main() -> None:
-    """Run the command line; an error of modalkit's own is one sentence on stderr and exit code 1."""
+    """Run the command line; an error of modalkit's own is one sentence and exit code 1."""
     try:
         cli()
     except ModalkitError as error:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from modalkit.local import LocalPlane
+
+Engine = Literal["auto", "inline", "fork"]
 
 
 @click.group()
@@ -24,7 +27,7 @@ def local() -> None:
     type=click.Choice(["auto", "inline", "fork"]),
     default="auto",
     show_default=True,
-    help="How memory snapshots are taken: inline goes on in the same process, fork restores in milliseconds.",
+    help="How snapshots are taken: in the same process, or by fork, restored in milliseconds.",
 )
 @click.option(
     "--snapshots",
@@ -42,14 +45,15 @@ def local() -> None:
 @click.argument("app_ref")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(
-    engine: str,
+    *,
+    engine: Engine,
     snapshots: bool,
     strict_image: bool,
     state: Path | None,
     app_ref: str,
     arguments: tuple[str, ...],
 ) -> None:
-    """
+    r"""
     Run APP_REF with its ARGUMENTS as `modal run APP_REF ARGUMENTS` would on Modal.
 
     The real modal client and the real container entrypoint run on this machine; nothing leaves it.
@@ -63,7 +67,7 @@ def run(
     """
     plane = LocalPlane(
         state,
-        engine=engine,  # type: ignore[arg-type] - click.Choice
+        engine=engine,
         snapshots=True if snapshots else None,
         strict_image=strict_image,
     )

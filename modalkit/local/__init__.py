@@ -1,5 +1,5 @@
 """
-An embedded emulation of Modal's control plane: the real client, the real container entrypoint, this machine.
+An embedded emulation of Modal's control plane: the real client and entrypoint, this machine.
 
 It knows nothing of the rest of modalkit, and of Modal only what its client shows.
 """

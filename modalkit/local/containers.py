@@ -1,8 +1,8 @@
 """
-Effects on containers: lay out their files, start their processes, read their output, signal and bury them.
+Effects on containers: their files, their processes, their output, signals and the end.
 
-A container is `python boot.py` in a session of its own, or a fork of the process that holds its snapshot. Its private
-gRPC socket is its identity: container RPCs do not say who calls.
+A container is `python boot.py` in a session of its own, or a fork of the process that holds its
+snapshot. Its private gRPC socket is its identity: container RPCs do not say who calls.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from grpclib.server import Server
 from modal_proto import api_pb2
 
 from modalkit.local.core import ENVIRONMENT
+from modalkit.local.fork_template import ForkTemplate
 from modalkit.local.image_commands import ImageFacts
 from modalkit.local.layout import app_layout
+from modalkit.local.processes import descendants
 from modalkit.local.state import Container, Event, Function, State, new_id
 from modalkit.local.volumes import View
 
 if TYPE_CHECKING:
-    from modalkit.local.fork_template import ForkTemplate
     from modalkit.local.core import Plane
     from modalkit.local.scheduler import Scheduler
 
@@ -39,8 +40,13 @@ logger = logging.getLogger("modalkit.local")
 
 BOOT = Path(__file__).with_name("boot.py")
 CODE_DIRECTORIES = ("root", "pkg")
-"""Mounted code below these directories of the image is found through sys.path; other targets are mounted in place."""
-RUNTIME_DEFAULT_STARTUP_S = 300
+"""Code mounted below these is found through sys.path; other targets are mounted in place."""
+DEFAULT_STARTUP_S = 300
+"""Modal's: `startup_timeout` defaults to `timeout`, which defaults to this."""
+STREAMS = (
+    ("stdout", api_pb2.FILE_DESCRIPTOR_STDOUT),
+    ("stderr", api_pb2.FILE_DESCRIPTOR_STDERR),
+)
 
 
 class Launcher:
@@ -88,7 +94,7 @@ class Launcher:
     # ------------------------------------------------------------------ files
 
     def _lay_out(self, container: Container) -> list[dict[str, Any]]:
-        """Write the container's code, make its Volume views, and return what is to be mounted where."""
+        """Write the container's code and Volume views; return what is to be mounted where."""
         directory = container.directory
         (directory / "root").mkdir(parents=True)
         mounts: list[dict[str, Any]] = []
@@ -128,7 +134,7 @@ class Launcher:
     # ------------------------------------------------------------------ environment
 
     def _environment(self, container: Container, facts: ImageFacts) -> dict[str, str]:
-        """Return the container's environment: this machine's, the image's, the secrets', and what Modal's worker sets."""
+        """Merge this machine's environment, the image's, the secrets', and what a worker sets."""
         directory, function = container.directory, container.function
         inherited = {
             k: v
@@ -189,57 +195,50 @@ class Launcher:
         facts = self.plane.image_facts(container.function.definition.image_id)
         fork_socket = None
         if container.holds_snapshot:
-            from modalkit.local.fork_template import ForkTemplate
             fork_socket = container.directory / "fork.sock"
             container.template = await ForkTemplate.listen(fork_socket)
         spec = {
             "mounts": mounts,
             "scratch": str(container.directory),
             "cwd": str(container.directory / "root"),
-            "guard": self._guard(container, facts) if BOOT.with_name("guard.py").exists() else None,
+            "guard": self._guard(container, facts),
             "fork_socket": str(fork_socket) if fork_socket else None,
         }
         self._write_arguments(container)
         spec_path = container.directory / "boot.json"
         spec_path.write_text(json.dumps(spec))
-        process = await asyncio.create_subprocess_exec(
-            self.plane.config.python,
-            str(BOOT),
-            str(spec_path),
-            env=self._environment(container, facts),
-            cwd=container.directory / "root",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        pipes = [os.pipe() for _ in STREAMS]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self.plane.config.python,
+                str(BOOT),
+                str(spec_path),
+                env=self._environment(container, facts),
+                cwd=container.directory / "root",
+                stdin=subprocess.DEVNULL,
+                stdout=pipes[0][1],
+                stderr=pipes[1][1],
+                start_new_session=True,
+            )
+        finally:
+            _close_writers(pipes)
         container.pid = process.pid
-        logger.info(
-            "container %s: %s start of %s, pid %s",
-            container.id,
-            container.kind,
-            container.function.id,
-            process.pid,
-        )
+        logger.info("container %s: %s start, pid %s", container.id, container.kind, process.pid)
         if container.template is not None:
             self.plane.spawn(self._await_snapshot(container, container.template, scheduler))
-        assert process.stdout is not None and process.stderr is not None
-        pumps = [
-            self.plane.spawn(self._pump(container, process.stdout, api_pb2.FILE_DESCRIPTOR_STDOUT)),
-            self.plane.spawn(self._pump(container, process.stderr, api_pb2.FILE_DESCRIPTOR_STDERR)),
-        ]
+        pumps = await self._start_pumps(container, pipes)
         container.returncode = await process.wait()
         await self._last_output(container, pumps)
 
     async def _await_snapshot(
         self, container: Container, template: ForkTemplate, scheduler: Scheduler
     ) -> None:
-        """Serve from the snapshot once it is there; where it cannot be forked, its maker serves like any other."""
+        """Serve from the snapshot once it is there; if it cannot be forked, its maker serves."""
         function = container.function
         try:
             await template.wait_ready()
             container.on(Event.SNAPSHOT)
-        except Exception as refusal:
+        except Exception as refusal:  # noqa: BLE001 - whatever it was, it is said and the app runs
             if not container.is_alive:
                 return
             logger.info(
@@ -269,34 +268,47 @@ class Launcher:
             "function_id": container.function.id,
             "server_url": environment["MODAL_SERVER_URL"],
         }
-        readers, writers = zip(os.pipe(), os.pipe(), strict=True)
+        pipes = [os.pipe() for _ in STREAMS]
         try:
             container.pid = await maker.template.fork(
-                container.id, environment, mounts, state, stdout_fd=writers[0], stderr_fd=writers[1]
+                container.id,
+                environment,
+                mounts,
+                state,
+                stdout_fd=pipes[0][1],
+                stderr_fd=pipes[1][1],
             )
         finally:
-            for descriptor in writers:
-                os.close(descriptor)
+            _close_writers(pipes)
         logger.info("container %s: restored, pid %s", container.id, container.pid)
-        pumps = []
-        kinds = (api_pb2.FILE_DESCRIPTOR_STDOUT, api_pb2.FILE_DESCRIPTOR_STDERR)
-        for descriptor, kind in zip(readers, kinds, strict=True):
-            stream = asyncio.StreamReader()
-            await asyncio.get_running_loop().connect_read_pipe(
-                lambda stream=stream: asyncio.StreamReaderProtocol(stream),  # type: ignore[misc]
-                os.fdopen(descriptor, "rb"),
-            )
-            pumps.append(self.plane.spawn(self._pump(container, stream, kind)))
+        pumps = await self._start_pumps(container, pipes)
         container.returncode = await maker.template.wait_exit(container.id)
         await self._last_output(container, pumps)
 
-    async def _pump(self, container: Container, stream: asyncio.StreamReader, kind: int) -> None:
+    async def _start_pumps(
+        self, container: Container, pipes: list[tuple[int, int]]
+    ) -> list[asyncio.Task[None]]:
+        # Pipes of our own: asyncio's `Process.wait()` waits for its pipes to close as well, and a
+        # grandchild may hold them for ever.
+        pumps = []
+        for (reader, _), (name, descriptor) in zip(pipes, STREAMS, strict=True):
+            stream = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(stream)
+            await asyncio.get_running_loop().connect_read_pipe(
+                lambda protocol=protocol: protocol,  # type: ignore[misc]
+                os.fdopen(reader, "rb"),
+            )
+            pumps.append(self.plane.spawn(self._pump(container, stream, name, descriptor)))
+        return pumps
+
+    async def _pump(
+        self, container: Container, stream: asyncio.StreamReader, name: str, descriptor: int
+    ) -> None:
         """Pass output on as it comes, and keep it line by line."""
-        name = "stderr" if kind == api_pb2.FILE_DESCRIPTOR_STDERR else "stdout"
         decoder, partial = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
         while data := await stream.read(1 << 16):
             text = decoder.decode(data)
-            self.plane.emit_output(container, kind, text)
+            self.plane.emit_output(container, descriptor, text)
             *lines, partial = (partial + text).split("\n")
             for line in lines:
                 self.plane.record_line(container, name, line)
@@ -304,15 +316,14 @@ class Launcher:
             self.plane.record_line(container, name, partial)
 
     async def _last_output(self, container: Container, pumps: list[asyncio.Task[None]]) -> None:
-        """Read what is left; processes that outlive the main one hold the pipes, and are ended with it."""
+        """End what outlived the main process, which may hold the pipes, and read what is left."""
         kill_group(container)
+        await asyncio.to_thread(kill_stragglers, container.id)
         await asyncio.wait(pumps, timeout=5)
 
     async def _watch_start(self, container: Container) -> None:
         definition = container.function.definition
-        limit_s = (
-            definition.startup_timeout_secs or definition.timeout_secs or RUNTIME_DEFAULT_STARTUP_S
-        )
+        limit_s = definition.startup_timeout_secs or definition.timeout_secs or DEFAULT_STARTUP_S
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             await self.plane.pulse.wait(deadline - time.monotonic())
@@ -327,7 +338,7 @@ class Launcher:
     # ------------------------------------------------------------------ end
 
     def send(self, container: Container, number: signal.Signals) -> None:
-        """Send a signal: SIGKILL to the whole container, any other to its main process, as Modal is taken to do."""
+        """Send SIGKILL to the whole container, any other signal to its main process."""
         if not container.pid or not container.is_alive:
             return
         logger.info("container %s: %s", container.id, number.name)
@@ -366,7 +377,21 @@ def kill_tree(container: Container) -> None:
 
 
 def kill_group(container: Container) -> None:
-    """SIGKILL what is left of a container's process group: safe when its main process was reaped."""
+    """SIGKILL what is left of a process group: safe when its main process was reaped."""
     if container.pid:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(container.pid, signal.SIGKILL)
+
+
+def kill_stragglers(container_id: str) -> None:
+    """SIGKILL what left the process group of a dead container: its environment still names it."""
+    mark = f"MODAL_TASK_ID={container_id}".encode()
+    for pid in descendants(os.getppid()):  # the warden inherits every orphan
+        with contextlib.suppress(OSError):
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _close_writers(pipes: list[tuple[int, int]]) -> None:
+    for _, writer in pipes:
+        os.close(writer)

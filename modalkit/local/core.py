@@ -1,5 +1,5 @@
 """
-The plane's heart: its configuration, everything it knows, and the background tasks that belong to it.
+The plane's heart: its configuration, what it knows, and the background tasks that are its own.
 
 Handlers and effects get one `Plane` and find each other through it. No I/O here but directories.
 """
@@ -114,7 +114,7 @@ class Plane:
 
     @property
     def views(self) -> Path:
-        """Directory of the containers' private Volume views: on the file system of the Volumes, so that copies are cheap."""
+        """The containers' private Volume views: beside the Volumes, so that copies are cheap."""
         return Path(self.config.state) / ".views"
 
     def blob_url(self, relative: str) -> str:
@@ -177,5 +177,9 @@ class Plane:
 
 
 def default_max_containers() -> int:
-    """Return the limit where the app gives none: eight torch imports on two cores make innocent timeouts fire."""
+    """
+    Return the limit where the app gives none.
+
+    Eight torch imports on two cores take so long that innocent timeouts fire.
+    """
     return max(1, os.cpu_count() or 1)

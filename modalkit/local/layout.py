@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 def app_layout(plane: Plane, app: App, function: Function | None = None) -> api_pb2.AppLayout:
-    """Return every object of *app*, and each dependency of *function*: the entrypoint hydrates from nothing else."""
+    """
+    Return every object of *app*, and each dependency of *function*.
+
+    The entrypoint hydrates from nothing else.
+    """
     layout = api_pb2.AppLayout(function_ids=app.function_ids, class_ids=app.class_ids)
     for function_id in app.function_ids.values():
         layout.objects.add(

@@ -88,17 +88,19 @@ class VolumeHandle:
 
 class LocalPlane:
     """
-    Run Modal apps on this machine: the real client and the real container entrypoint, without an account.
+    Run Modal apps on this machine: the real client, the real entrypoint, no account.
 
-    A context manager. The plane ends with its block, however that ends, and leaves no process and no file behind but
-    what is in *state*.
+    A context manager. The plane ends with its block, however that ends, and leaves no process and
+    no file behind but what is in *state*.
 
     Args:
         state: Directory that keeps Volumes from one plane to the next; None for a temporary one.
-        engine: How a memory snapshot is taken: "inline" goes on in the same process (works everywhere, no speed-up),
-            "fork" restores in milliseconds (Linux), "auto" is fork where this machine and this modal allow it.
+        engine: How a memory snapshot is taken: "inline" goes on in the same process (works
+            everywhere, no speed-up), "fork" restores in milliseconds (Linux), "auto" is fork where
+            this machine and this modal allow it.
         snapshots: None for deployed apps only, as on Modal; True also under `run`; False never.
-        strict_image: An import that the image's install steps do not cover fails, as it would on Modal; else it warns.
+        strict_image: An import that the image's install steps do not cover fails, as it would on
+            Modal; else it warns.
         grace_s: Seconds between the interrupt and the kill of a preemption. Default: Modal's 30.
         python: Interpreter of the containers. Default: this one.
         env: Further environment variables for the `modal` commands that are started here.
@@ -138,6 +140,7 @@ class LocalPlane:
     # ------------------------------------------------------------------ life
 
     def __enter__(self) -> Self:
+        engine = choose_engine(self._engine)
         self._runtime = Path(tempfile.mkdtemp(prefix="mk-"))
         state = self._state or self._runtime / "state"
         state.mkdir(parents=True, exist_ok=True)
@@ -145,7 +148,7 @@ class LocalPlane:
             **self._options,
             "runtime": str(self._runtime),
             "state": str(state),
-            "engine": choose_engine(self._engine),
+            "engine": engine,
         }
         package = str(Path(__file__).parents[2])
         self._process = subprocess.Popen(
@@ -157,9 +160,10 @@ class LocalPlane:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # a Ctrl-C is for the client; the plane ends when its owner does
+            start_new_session=True,  # a Ctrl-C is for the client; the plane ends with its owner
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(configuration) + "\n")
         self._process.stdin.flush()
         self.pid = self._read_greeting(self._process.stdout)
@@ -183,7 +187,8 @@ class LocalPlane:
     ) -> None:
         process, self._process = self._process, None
         if process is not None:
-            assert process.stdin is not None and process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.close()
             try:
                 process.wait(CLOSE_TIMEOUT_S)
@@ -198,7 +203,7 @@ class LocalPlane:
 
     @property
     def env(self) -> dict[str, str]:
-        """The variables that point a modal client at this plane; no token of yours is among them."""
+        """The variables that point a modal client here; no token of yours is among them."""
         return {
             "MODAL_SERVER_URL": f"unix://{self._directory}/plane.sock",
             "MODAL_TOKEN_ID": "ak-local",
@@ -207,7 +212,11 @@ class LocalPlane:
         }
 
     def client(self) -> modal.Client:
-        """Return a modal client of this plane, for `modal.Cls.from_name("app", "Class", client=plane.client())`."""
+        """
+        Return a modal client of this plane.
+
+        It goes into lookups: `modal.Cls.from_name("app", "Class", client=plane.client())`.
+        """
         import modal
         from modal_proto import api_pb2
 
@@ -260,7 +269,9 @@ class LocalPlane:
 
     def preempt(self, container: str, grace_s: float | None = None) -> None:
         """
-        Preempt a container as Modal does: SIGINT, *grace_s* seconds, SIGKILL; its input goes to a new one.
+        Preempt a container as Modal does: SIGINT, *grace_s* seconds, SIGKILL.
+
+        Its input goes to a new container, and no retry is used.
 
         Raises:
             UnknownContainerError: There is no such live container.

@@ -13,6 +13,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import attrs
 from modal_proto import api_pb2
 
 from modalkit.local import state
@@ -34,6 +35,16 @@ STOP_GRACE_S = 8.0
 """How long a stopped app's containers may run their exit hooks."""
 LAST_WORDS_S = 5.0
 """Between the interrupt and the kill of an input that ran out of time."""
+
+
+@attrs.frozen
+class Outcome:
+    """What an attempt ended with; times are Unix seconds."""
+
+    result: api_pb2.GenericResult
+    data_format: int = api_pb2.DATA_FORMAT_UNSPECIFIED
+    started_at: float = 0.0
+    created_at: float = 0.0
 
 
 class Scheduler:
@@ -63,7 +74,7 @@ class Scheduler:
         self.scale(item.call.function)
 
     async def take(self, container: Container, most: int) -> list[Input] | None:
-        """Return up to *most* inputs for *container*, or None when it shall end; wait as long as it takes."""
+        """Return up to *most* inputs for *container*, or None when it shall end."""
         function = container.function
         container.on(Event.ASKED)
         self.plane.pulse.beat()
@@ -83,7 +94,7 @@ class Scheduler:
         return None
 
     def _is_spare(self, function: Function) -> bool:
-        return len(function.live) > function.definition.autoscaler_settings.min_containers
+        return len(function.live) > int(function.definition.autoscaler_settings.min_containers)
 
     def _assign(self, container: Container, most: int) -> list[Input]:
         taken: list[Input] = []
@@ -115,46 +126,33 @@ class Scheduler:
             status=Result.GENERIC_STATUS_TIMEOUT,
             exception=f"Task's current input hit its timeout of {limit_s}s",
         )
-        self.record(item, container, result, api_pb2.DATA_FORMAT_UNSPECIFIED)
+        self.record(item, container, Outcome(result))
         container.is_timed_out = True
         self.drain(container)
         await self.launcher.interrupt_then_kill(container, LAST_WORDS_S)
 
     # ------------------------------------------------------------------ results out
 
-    def record(
-        self,
-        item: Input,
-        container: Container,
-        result: Result,
-        data_format: int,
-        *,
-        started: float = 0.0,
-        created: float = 0.0,
-    ) -> None:
-        """Take one output of an attempt; an attempt that no longer owns its input is not heard."""
+    def record(self, item: Input, container: Container, outcome: Outcome) -> None:
+        """Take one output of an attempt; an attempt that lost its input is not heard."""
         container.running.pop(item.id, None)
-        container.last_used = time.monotonic()
         if container.state is State.BUSY and not container.running:
             container.on(Event.EMPTIED)
             if container.function.definition.single_use_containers:
                 container.on(Event.DRAINED)
         if item.owner is container:
-            failed = result.status in (Result.GENERIC_STATUS_FAILURE, Result.GENERIC_STATUS_TIMEOUT)
-            terminated = result.status == Result.GENERIC_STATUS_TERMINATED
-            verdict = state.after_output(item, container, failed=failed, terminated=terminated)
-            self._carry_out(verdict, item, container, result, data_format, started, created)
+            status = outcome.result.status
+            verdict = state.after_output(
+                item,
+                container,
+                failed=status in (Result.GENERIC_STATUS_FAILURE, Result.GENERIC_STATUS_TIMEOUT),
+                terminated=status == Result.GENERIC_STATUS_TERMINATED,
+            )
+            self._carry_out(verdict, item, container, outcome)
         self.plane.pulse.beat()
 
     def _carry_out(
-        self,
-        verdict: state.Verdict,
-        item: Input,
-        container: Container | None,
-        result: Result,
-        data_format: int,
-        started: float = 0.0,
-        created: float = 0.0,
+        self, verdict: state.Verdict, item: Input, container: Container, outcome: Outcome
     ) -> None:
         match verdict:
             case state.Requeue():
@@ -164,36 +162,27 @@ class Scheduler:
                 item.status, item.owner = Status.WAITING, None
                 self.plane.spawn(self._enqueue_later(item, delay_s))
             case state.Finish():
-                self.finish(item, result, data_format, container, started=started, created=created)
+                self.finish(item, outcome, container)
 
     async def _enqueue_later(self, item: Input, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         if item.status is Status.WAITING:
             self.enqueue(item)
 
-    def finish(
-        self,
-        item: Input,
-        result: Result,
-        data_format: int,
-        container: Container | None,
-        *,
-        started: float = 0.0,
-        created: float = 0.0,
-    ) -> None:
-        """Close *item* with *result*."""
+    def finish(self, item: Input, outcome: Outcome, container: Container | None = None) -> None:
+        """Close *item* with *outcome*."""
         if item.status is Status.DONE:
             return
         item.status, item.owner = Status.DONE, None
-        # `.map()` drops an output whose retry_count is not its own counter, and retries here are the server's.
+        # `.map()` drops an output whose retry_count is not its own; retries here are the plane's.
         output = api_pb2.FunctionGetOutputsItem(
-            result=result,
+            result=outcome.result,
             idx=item.index,
             input_id=item.id,
-            data_format=data_format,  # type: ignore[arg-type]
+            data_format=outcome.data_format,  # type: ignore[arg-type]
             task_id=container.id if container else "",
-            input_started_at=started,
-            output_created_at=created,
+            input_started_at=outcome.started_at,
+            output_created_at=outcome.created_at,
             retry_count=0,
         )
         item.call.latest[item.index] = output
@@ -203,7 +192,7 @@ class Scheduler:
     def fail_pending(self, function: Function, result: Result) -> None:
         """Fail everything that waits for *function*."""
         while function.pending:
-            self.finish(function.pending.popleft(), result, api_pb2.DATA_FORMAT_UNSPECIFIED, None)
+            self.finish(function.pending.popleft(), Outcome(result))
 
     def cancel(self, call: Call, *, kill_containers: bool) -> None:
         """Cancel what is unfinished of *call*."""
@@ -216,7 +205,7 @@ class Scheduler:
                 continue
             with contextlib.suppress(ValueError):
                 call.function.pending.remove(item)
-            self.finish(item, result, api_pb2.DATA_FORMAT_UNSPECIFIED, owner)
+            self.finish(item, Outcome(result), owner)
             if owner is not None and owner.is_alive:
                 owner.cancelled.append(item.id)
                 if kill_containers:
@@ -249,7 +238,7 @@ class Scheduler:
         return int(function.definition.autoscaler_settings.min_containers) if is_published else 0
 
     def _launch_one(self, function: Function) -> bool:
-        """Launch one container, or return False when it has to wait for a snapshot that is being made."""
+        """Launch one container, or return False when a snapshot has to be ready first."""
         kind = "cold"
         if self.plane.takes_snapshots(function):
             maker = function.snapshot_maker
@@ -300,12 +289,13 @@ class Scheduler:
         item.losses += 0 if interrupted else 1
         result = container.start_failure or Result(
             status=Result.GENERIC_STATUS_INTERNAL_FAILURE,
-            exception=f"container {container.id} ended with code {container.returncode} while it had this input",
+            exception=f"container {container.id} ended with code {container.returncode} "
+            "while it had this input",
         )
-        self._carry_out(verdict, item, container, result, api_pb2.DATA_FORMAT_UNSPECIFIED)
+        self._carry_out(verdict, item, container, Outcome(result))
 
     def _count_failed_start(self, container: Container) -> None:
-        """A container that ended before it took an input: its own words fail the waiting calls, silence does so at last."""
+        """Fail the waiting calls when containers end before they take an input."""
         function = container.function
         if container.start_failure is not None:
             self.fail_pending(function, container.start_failure)
@@ -318,7 +308,7 @@ class Scheduler:
             if function.starts_failed >= state.MAX_STARTS_FAILED:
                 status = Result.GENERIC_STATUS_INIT_FAILURE
                 text = (
-                    f"{function.starts_failed} containers in a row ended before they took an input; "
+                    f"{function.starts_failed} containers in a row ended before taking an input; "
                     f"the last with code {container.returncode}: {' | '.join(container.last_words)}"
                 )
                 self.fail_pending(function, Result(status=status, exception=text))
@@ -330,7 +320,7 @@ class Scheduler:
             self.plane.pulse.beat()
 
     async def preempt(self, container: Container, grace_s: float) -> None:
-        """Do what Modal does: interrupt, wait, kill; the same input goes to a new container and no retry is used."""
+        """Interrupt, wait, kill; the same input goes to a new container, no retry is used."""
         container.is_preempted = True
         self.drain(container)
         await self.launcher.interrupt_then_kill(container, grace_s)

@@ -1,10 +1,11 @@
 """
 The plane's process, and the warden that outlives it.
 
-`python -m modalkit.local.server` reads its configuration as one JSON line from stdin, answers with one line when it
-serves, and ends when stdin does: its owner is gone then, however it died. The first process becomes the warden and
-forks the plane. Orphans of any depth are handed to the warden by the kernel (PR_SET_CHILD_SUBREAPER), so when the plane
-ends, even by SIGKILL, it kills every process that is left and removes the directories.
+`python -m modalkit.local.server` reads its configuration as one JSON line from stdin, answers with
+one line when it serves, and ends when stdin does: its owner is gone then, however it died. The
+first process becomes the warden and forks the plane. The kernel hands orphans of any depth to the
+warden (PR_SET_CHILD_SUBREAPER), so when the plane ends, even by SIGKILL, it kills every process
+that is left and removes the directories.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from modalkit.local.processes import descendants
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 IDLE_CLIENT_S = 60.0
-"""Silence after which an ephemeral app's client is taken for dead; it sends a heartbeat every 15 s."""
+"""Silence after which a client is taken for dead; it sends a heartbeat every 15 s."""
 
 
 def main() -> None:
@@ -114,10 +115,10 @@ async def _amain(configuration: dict[str, Any]) -> None:
 
 
 async def _owner_gone() -> None:
-    loop = asyncio.get_running_loop()
+    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
     gone = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, gone.set)
-    loop.add_reader(sys.stdin.fileno(), lambda: os.read(sys.stdin.fileno(), 1 << 12) or gone.set())
+    loop.add_reader(stdin, lambda: None if os.read(stdin, 1 << 12) else gone.set())
     await gone.wait()
 
 

@@ -2,8 +2,8 @@
 What the plane knows: apps, functions, calls, inputs and containers, and how they may change.
 
 Pure: no clock, no process, no socket, no asyncio but the one `Pulse` that wakes waiters.
-Rule 1: a container changes state by `Container.on(event)` and the table below only; what is not in the table raises.
-Rule 2: what becomes of an input when its attempt ends is decided by `after_output` and `after_loss`, nowhere else.
+Rule 1: a container changes state by `Container.on(event)` and the table below; the rest raises.
+Rule 2: what becomes of an input when an attempt ends is decided by `after_output` and `after_loss`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _generation = secrets.token_hex(3)
 MAX_LOSSES = 8
 """Containers that an input may lose before its call fails; modal's `MAX_INTERNAL_FAILURE_COUNT`."""
 MAX_STARTS_FAILED = 3
-"""Containers in a row that may die before they take an input; Modal's own limit for ephemeral apps is not public."""
+"""Containers in a row that may die before they take an input; Modal's limit is not public."""
 MAX_RETRY_DELAY_S = 60.0
 """Modal's cap on `Retries.max_delay`."""
 
@@ -216,7 +216,6 @@ class Container:
     cancelled: deque[str] = attrs.field(factory=deque)
     last_words: deque[str] = attrs.field(factory=lambda: deque(maxlen=3))
     """The end of its stderr, for the error that its callers get."""
-    last_used: float = 0.0
 
     def on(self, event: Event) -> None:
         """Change state by the table, or raise IllegalTransitionError and change nothing."""
@@ -237,7 +236,7 @@ class Container:
         return [self.pid, *descendants(self.pid)] if self.pid else []
 
 
-# -------------------------------------------------------------------------------- what becomes of an input
+# ------------------------------------------------------------------ what becomes of an input
 
 
 @attrs.frozen
@@ -261,7 +260,7 @@ Verdict = Requeue | Retry | Finish
 
 
 def retry_delay_s(policy: api_pb2.FunctionRetryPolicy, retries_used: int) -> float:
-    """Return the delay before retry number *retries_used* + 1, in seconds, capped as Modal's policy is."""
+    """Return the delay in seconds before retry number *retries_used* + 1, capped as Modal's."""
     delay_ms = policy.initial_delay_ms * (policy.backoff_coefficient or 1.0) ** retries_used
     cap_ms = policy.max_delay_ms or MAX_RETRY_DELAY_S * 1000
     return float(min(delay_ms, cap_ms)) / 1000
@@ -292,8 +291,8 @@ def after_loss(item: Input, container: Container, *, interrupted: bool) -> Verdi
     Args:
         item: The input that it had.
         container: The container that is gone.
-        interrupted: It was preempted, or ended by KeyboardInterrupt (which sends no output and exits with 0):
-            Modal reschedules such an input and counts nothing.
+        interrupted: It was preempted, or ended by KeyboardInterrupt, which sends no output and
+            exits with 0: Modal reschedules such an input and counts nothing.
     """
     if container.start_failure is not None or item.call.function.app.is_stopping:
         return Finish()

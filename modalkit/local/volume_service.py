@@ -10,16 +10,20 @@ import asyncio
 import shutil
 import stat
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from modal_proto import api_pb2
 
-from modalkit.local.volumes import View, Volume, VolumeRegistry, open_files
+from modalkit.local.volumes import View, Volume, open_files
+
+if TYPE_CHECKING:
+    from modalkit.local.core import Plane
+    from modalkit.local.state import Container
 
 # The client asks for one URL per block of a file; Source: modal._utils.blob_utils.BLOCK_SIZE.
 BLOCK_BYTES: Final = 8 << 20
@@ -27,27 +31,6 @@ ENTRIES_PER_MESSAGE: Final = 1000
 OPEN_FILES: Final = "there are open files preventing the operation"  # the client looks for this
 
 T = TypeVar("T")
-
-
-class Plane(Protocol):
-    """What this service needs of the plane."""
-
-    volumes: VolumeRegistry
-    file_store: Path
-
-    def blob_url(self, relative: str) -> str:
-        """Return the plane's own HTTP address of `relative`."""
-        ...
-
-
-class Container(Protocol):
-    """What this service needs of a container that calls it."""
-
-    views: Mapping[str, View]
-
-    def pids(self) -> list[int]:
-        """Return all processes of the container."""
-        ...
 
 
 class VolumeService:

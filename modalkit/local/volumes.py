@@ -12,13 +12,10 @@ No gRPC and no asyncio here: `volume_service` answers the RPCs, in threads.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
 import shutil
-import stat
 import threading
 import time
 import uuid
@@ -28,103 +25,10 @@ from typing import Final
 
 import attrs
 
-# A file's kind and, for a regular file, what changes whenever its content may have.
-Stamp = tuple[str | int, ...]
-Tree = dict[str, Stamp]
+from modalkit.local import trees
 
-# The kernel stamps files with a clock that advances in steps of up to 1/HZ = 10 ms: two writes
-# within one step look the same. A scan that follows the newest write by a step cannot miss one.
-CLOCK_STEP_NS: Final = 10_000_000
-# From <linux/fs.h>; shares the blocks on btrfs, xfs and bcachefs, refused elsewhere.
-FICLONE: Final = 0x40049409
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,63}")
 RECORD: Final = "volume.json"
-
-
-def scan(root: Path) -> Tree:
-    """List everything below a directory, by relative path; sockets and the like are left out."""
-    entries: Tree = {}
-    for directory, directories, files in os.walk(root):
-        for name in (*directories, *files):
-            path = Path(directory, name)
-            with contextlib.suppress(FileNotFoundError):
-                if (stamp := _stamp(path)) is not None:
-                    entries[str(path.relative_to(root))] = stamp
-    return entries
-
-
-def _stamp(path: Path) -> Stamp | None:
-    facts = path.lstat()
-    if stat.S_ISDIR(facts.st_mode):
-        return ("dir",)
-    if stat.S_ISLNK(facts.st_mode):
-        return ("link", str(path.readlink()))
-    if stat.S_ISREG(facts.st_mode):
-        return ("file", facts.st_mtime_ns, facts.st_size, facts.st_ino, facts.st_ctime_ns)
-    return None
-
-
-def _settled_scan(root: Path) -> Tree:
-    entries = scan(root)
-    newest = max((int(s[4]) for s in entries.values() if s[0] == "file"), default=0)
-    wait_ns = newest + CLOCK_STEP_NS - time.time_ns()
-    if 0 < wait_ns <= CLOCK_STEP_NS:
-        time.sleep(wait_ns / 1e9)
-        entries = scan(root)
-    return entries
-
-
-def _make_directory(root: Path, relative: Path) -> None:
-    # Each part must be a true directory: a link that someone committed under one of these names
-    # must not lead the write out of the tree.
-    for parent in (*reversed(relative.parents[:-1]), relative):
-        path = root / parent
-        if path.is_symlink() or (path.exists() and not path.is_dir()):
-            path.unlink()
-        path.mkdir(exist_ok=True)
-
-
-def _put(source: Path, root: Path, relative: str, staging: Path, kind: str | int) -> None:
-    """Copy one entry into a tree; readers of the target see the old or the new, never a part."""
-    if kind == "dir":
-        _make_directory(root, Path(relative))
-        return
-    target = root / relative
-    if len(parents := Path(relative).parents) > 1:
-        _make_directory(root, parents[0])
-    temporary = staging / uuid.uuid4().hex
-    try:
-        copy(source, temporary)
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    # A directory goes only when it is empty: what is in it belongs to somebody else.
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        else:
-            path.unlink()
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file or a link, sharing its blocks where the file system can."""
-    if source.is_symlink():
-        target.symlink_to(source.readlink())
-        return
-    with source.open("rb") as reader, target.open("xb") as writer:
-        try:
-            fcntl.ioctl(writer, FICLONE, reader.fileno())
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            shutil.copyfileobj(reader, writer, 1 << 20)
-    shutil.copystat(source, target)
 
 
 @attrs.define(eq=False)
@@ -190,7 +94,7 @@ class Volume:
         inside = self.resolve(relative, follow=False).relative_to(self.committed.resolve())
         if not inside.parts:
             raise ValueError(f"{relative!r} names no file in the Volume {self.name or self.id!r}")
-        _put(source, self.committed, str(inside), self.staging, "file")
+        trees.put(source, self.committed, str(inside), self.staging, "file")
 
 
 class View:
@@ -208,8 +112,8 @@ class View:
         self.path = path
         self.read_only = read_only
         # Both as they were when view and committed tree last agreed on the path.
-        self._mine: Tree = {}
-        self._theirs: Tree = {}
+        self._mine: trees.Tree = {}
+        self._theirs: trees.Tree = {}
         self._staging = path.with_name(path.name + ".staging")
         path.mkdir(parents=True, exist_ok=True)
         self._staging.mkdir(exist_ok=True)
@@ -236,33 +140,33 @@ class View:
             self._pull()
 
     def _push(self) -> int:
-        now = _settled_scan(self.path)
+        now = trees.settled_scan(self.path)
         tree = self.volume.committed
         gone = sorted(self._mine.keys() - now.keys(), reverse=True)
         changed = sorted(path for path, stamp in now.items() if self._mine.get(path) != stamp)
         for path in gone:
-            _remove(tree / path)
+            trees.remove(tree / path)
             del self._mine[path]
             self._theirs.pop(path, None)
         for path in changed:
             try:
-                _put(self.path / path, tree, path, self.volume.staging, now[path][0])
+                trees.put(self.path / path, tree, path, self.volume.staging, now[path][0])
             except FileNotFoundError:
                 continue  # removed by the container since the scan: the next commit sees that
             self._mine[path] = now[path]
-            self._theirs[path] = _stamp(tree / path) or ()
+            self._theirs[path] = trees.stamp_of(tree / path) or ()
         return len(gone) + len(changed)
 
     def _pull(self) -> None:
-        tree = scan(self.volume.committed)
+        tree = trees.scan(self.volume.committed)
         for path in sorted(self._theirs.keys() - tree.keys(), reverse=True):
-            _remove(self.path / path)
+            trees.remove(self.path / path)
             del self._theirs[path]
             self._mine.pop(path, None)
         for path, stamp in sorted(tree.items()):
             if self._theirs.get(path) != stamp:
-                _put(self.volume.committed / path, self.path, path, self._staging, stamp[0])
-                self._mine[path] = _stamp(self.path / path) or ()
+                trees.put(self.volume.committed / path, self.path, path, self._staging, stamp[0])
+                self._mine[path] = trees.stamp_of(self.path / path) or ()
                 self._theirs[path] = stamp
 
 

@@ -1,8 +1,9 @@
 """
 The wire: handler objects in, one gRPC servicer out.
 
-A handler is a plain object whose coroutine methods are named after RPCs. This module knows nothing of what they do.
-Every RPC that no handler offers answers UNIMPLEMENTED with its name, so that an app learns what the plane lacks.
+A handler is a plain object whose coroutine methods are named after RPCs. What they do is unknown
+here. An RPC that no handler offers answers UNIMPLEMENTED with its name: so an app learns what the
+plane lacks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from modal_proto import api_grpc
 
 logger = logging.getLogger("modalkit.local")
 
-_UNSUPPORTED = "the local plane does not model the RPC {name} (modal {version}): the feature that needs it works on Modal only"
+_UNSUPPORTED = (
+    "the local plane does not model the RPC {name} (modal {version}): "
+    "the feature that needs it works on Modal only"
+)
 
 
 class _Stream(Protocol):
@@ -84,7 +88,11 @@ def _missing(name: str, modal_version: str) -> Handler:
 
 
 class _Translated:
-    """Turn a bug of ours into FAILED_PRECONDITION: the client retries UNKNOWN, which is grpclib's own answer, in silence."""
+    """
+    Turn a bug of ours into FAILED_PRECONDITION.
+
+    grpclib's own answer is UNKNOWN, which the client retries in silence.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -106,7 +114,7 @@ def not_found(what: str) -> GRPCError:
 
 
 def encode_token(**claims: Any) -> str:
-    """Return *claims* as an unsigned JWT: the client decodes the payload and never checks the signature."""
+    """Return *claims* as an unsigned JWT: the client decodes it and checks no signature."""
     return ".".join([_b64({"alg": "none"}), _b64(claims), "x"])
 
 

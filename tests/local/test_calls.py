@@ -123,9 +123,14 @@ def test_modal_run_fails_with_the_code_of_modal(plane: LocalPlane) -> None:
 
 @pytest.mark.parametrize(
     ("app", "said"),
-    [("broken_import.py::f", "the module fails in the container"), ("broken_hook.py::Broken.f", "the hook fails")],
+    [
+        ("broken_import.py::f", "the module fails in the container"),
+        ("broken_hook.py::Broken.f", "the hook fails"),
+    ],
 )
-def test_a_failing_import_or_hook_reaches_the_caller(plane: LocalPlane, app: str, said: str) -> None:
+def test_a_failing_import_or_hook_reaches_the_caller(
+    plane: LocalPlane, app: str, said: str
+) -> None:
     done: subprocess.CompletedProcess[str] = plane.run(str(APPS / app), check=False, capture=True)
     assert done.returncode == 1
     assert said in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The RPC families, one file each; every class takes the plane and, for containers, who is calling."""
+"""The RPC families, one file each; those of containers know who is calling."""
 
 from __future__ import annotations
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from modalkit.local.scheduler import Scheduler
 
 IMAGE_BUILDER = "2025.06"
-"""The image builder version that the plane claims; it decides which Dockerfile commands the client sends."""
+"""The image builder that the plane claims: it decides which commands the client sends."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 TOKEN_LIFETIME_S = 86_400
 LOST_CLIENT_S = 3.0
 """How long an ephemeral app lives on when its client's log stream breaks without a goodbye."""
@@ -148,7 +151,7 @@ class AppService:
                 self._plane.spawn(self._reap_if_silent(app, LOST_CLIENT_S))
 
     async def _reap_if_silent(self, app: App, patience_s: float) -> None:
-        """Stop an ephemeral app whose client is gone: the stream broke, and no other sign of life follows."""
+        """Stop an ephemeral app whose client broke off and gives no other sign of life."""
         broke_at = time.monotonic()
         deadline = broke_at + patience_s
         while time.monotonic() < deadline:
@@ -195,7 +198,7 @@ class UploadService:
         )
 
     def _has(self, sha256_hex: str) -> bool:
-        if not (len(sha256_hex) == 64 and set(sha256_hex) <= set("0123456789abcdef")):
+        if not SHA256.fullmatch(sha256_hex):
             raise ValueError(f"{sha256_hex!r} is no sha256")
         return (self._plane.file_store / sha256_hex).exists()
 
@@ -212,7 +215,7 @@ class UploadService:
         if not self._has(request.sha256_hex) and kind is not None:
             target = self._plane.file_store / request.sha256_hex
             if kind == "data_blob_id":
-                os.link(self._plane.blob_store / os.path.basename(request.data_blob_id), target)
+                os.link(self._plane.blob_store / Path(request.data_blob_id).name, target)
             else:
                 target.write_bytes(request.data)
         return api_pb2.MountPutFileResponse(exists=self._has(request.sha256_hex))
@@ -237,5 +240,5 @@ class UploadService:
 
     async def BlobGet(self, request: api_pb2.BlobGetRequest) -> api_pb2.BlobGetResponse:
         return api_pb2.BlobGetResponse(
-            download_url=self._plane.blob_url(f"blob/{os.path.basename(request.blob_id)}")
+            download_url=self._plane.blob_url(f"blob/{Path(request.blob_id).name}")
         )

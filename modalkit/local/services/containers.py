@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
+from modalkit.local.scheduler import Outcome
+
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.state import Container
 
 HEARTBEAT_HOLD_S = 12.0
-"""How long a heartbeat is held open as the channel for cancellations; the client sends one every 15 s."""
+"""How long a heartbeat is held open for cancellations; the client sends one every 15 s."""
 
 
 class ContainerService:
@@ -67,18 +68,17 @@ class ContainerService:
 
     async def FunctionPutOutputs(self, request: api_pb2.FunctionPutOutputsRequest) -> Empty:
         for output in request.outputs:
-            self._scheduler.record(
-                self._plane.inputs[output.input_id],
-                self._caller,
+            outcome = Outcome(
                 output.result,
                 output.data_format,
-                started=output.input_started_at,
-                created=output.output_created_at,
+                started_at=output.input_started_at,
+                created_at=output.output_created_at,
             )
+            self._scheduler.record(self._plane.inputs[output.input_id], self._caller, outcome)
         return Empty()
 
     async def TaskResult(self, request: api_pb2.TaskResultRequest) -> Empty:
-        """Hear that the container failed before it could take an input: in an import or an enter hook."""
+        """Hear that the container failed in an import or an enter hook."""
         failure = api_pb2.GenericResult()
         failure.CopyFrom(request.result)
         self._caller.start_failure = failure
@@ -89,7 +89,7 @@ class ContainerService:
         state = {"task_id": self._caller.id, "function_id": self._caller.function.id}
         temporary = self._caller.directory / "restore-state.tmp"
         temporary.write_text(json.dumps(state))
-        os.replace(temporary, self._caller.directory / "restore-state.json")
+        temporary.replace(self._caller.directory / "restore-state.json")
         return Empty()
 
     async def ContainerStop(

@@ -99,7 +99,8 @@ class FunctionService:
         )
         if tag not in found:
             raise not_found(
-                f"no deployed app {app_name!r} with {tag!r}; deployed here: {sorted(self._plane.deployed)}"
+                f"no deployed app {app_name!r} with {tag!r}; "
+                f"deployed here: {sorted(self._plane.deployed)}"
             )
         return found[tag]
 
@@ -153,7 +154,7 @@ class FunctionService:
 
 
 def _describe(function: Function, source: Any) -> None:
-    """Fill the handle metadata of *function* from a definition, or from the request that precedes it."""
+    """Fill the handle metadata of *function* from a definition, or from what precedes it."""
     metadata = function.metadata
     metadata.function_name, metadata.function_type = source.function_name, source.function_type
     metadata.definition_id, metadata.app_id = f"de-{function.id}", function.app.id
@@ -178,7 +179,7 @@ def _copy_formats(target: Any, source: Any) -> None:
 
 
 def _function_data(function: Function) -> api_pb2.FunctionData:
-    """Return the definition in the form that lookups answer in: common fields, and one ranked function."""
+    """Return the definition as lookups answer it: common fields and one ranked function."""
     definition = function.definition
     ranked = api_pb2.FunctionData.RankedFunction(rank=0, function=definition)
     data = api_pb2.FunctionData(ranked_functions=[ranked])
@@ -196,7 +197,7 @@ def _function_data(function: Function) -> api_pb2.FunctionData:
 
 
 def _derive(variant: Function) -> None:
-    """Give *variant* the definition of its base, with its own options over it: a redeploy changes both."""
+    """Give *variant* its base's definition with its own options: a redeploy changes both."""
     assert variant.base is not None
     definition, options = variant.definition, variant.options
     definition.CopyFrom(variant.base.definition)

@@ -43,7 +43,7 @@ class Worker:
         path = HERE / f"{self.name}.txt"
         start = int(path.read_text()) + 1 if path.exists() else 0
         for step in range(start, steps):
-            note(f"step {step}")
+            note(f"{self.name} step {step}")
             time.sleep(pause_s)
             temporary = path.with_suffix(".tmp")
             temporary.write_text(str(step))
