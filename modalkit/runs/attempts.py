@@ -1,0 +1,129 @@
+"""
+The ledger of a run: one file per attempt, written before user code runs and again at its end.
+
+    attempts/<n>-<container>.json
+
+Each attempt writes its own file only. A container that is killed writes no end: that a later
+attempt exists says that it was lost. Two attempts that start at once may get the same number; the
+container in the name keeps them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import attrs
+
+from modalkit.runs import files
+from modalkit.telemetry import events
+
+ATTEMPTS: Final = "attempts"
+"""The folder of the ledger in a run's directory."""
+
+Cause = Literal["running", "finished", "stopped", "preempted", "cancelled", "error", "lost"]
+"""
+Why an attempt ended.
+
+`finished`: all steps are done. `stopped`: the loop was left before that. `preempted`: a signal or
+a `KeyboardInterrupt`. `cancelled`: the call was cancelled. `error`: an exception. `lost`: killed,
+and a later attempt exists. `running`: none of these yet.
+"""
+
+_FILE_NAME: Final = re.compile(r"(\d+)-([A-Za-z0-9_-]+)\.json")
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """One container's try at a run."""
+
+    number: int
+    """1 for the first. Also the epoch of its checkpoints."""
+    container: str
+    started_at: float
+    """Unix seconds at the call of `run()`."""
+    resumed_at: int | None
+    """Steps that were done when it began; None for the beginning of a run."""
+    step: int
+    """Steps done at its end. For a lost one, as far as what it committed shows."""
+    cause: Cause = "running"
+    ended_at: float | None = None
+    error: str | None = None
+    """Type and message of the exception that ended it."""
+    config: Mapping[str, Any] = attrs.field(factory=dict)
+    versions: Mapping[str, str] = attrs.field(factory=dict)
+    summary: Mapping[str, Any] | None = None
+    """What `run.summary()` returned at its end, if it finished or stopped."""
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file."""
+        return f"{self.number}-{self.container}.json"
+
+
+def write(run_directory: Path, attempt: Attempt) -> None:
+    """Write or replace the file of *attempt*."""
+    path = run_directory / ATTEMPTS / attempt.file_name
+    files.write_json(path, attrs.asdict(attempt), scratch=run_directory)
+
+
+def read_attempts(run_directory: Path | str) -> list[Attempt]:
+    """
+    Return all attempts at a run, in the order in which they began.
+
+    Args:
+        run_directory: `<mount>/runs/<run_id>`.
+    """
+    directory = Path(run_directory)
+    found = []
+    for path in sorted((directory / ATTEMPTS).glob("*.json")):
+        content = files.read_json(path)
+        if _FILE_NAME.fullmatch(path.name) and content is not None:
+            found.append(_parse(content))
+    found.sort(key=lambda attempt: (attempt.number, attempt.started_at))
+    furthest = _furthest_steps(directory)
+    return [
+        attempt
+        if attempt.cause != "running"
+        else attrs.evolve(
+            attempt,
+            cause="running" if attempt is found[-1] else "lost",
+            step=max(attempt.step, furthest.get((attempt.number, attempt.container), 0)),
+        )
+        for attempt in found
+    ]
+
+
+def recomputed_steps(attempts: Sequence[Attempt]) -> int:
+    """
+    Return how many steps were computed more than once over *attempts*.
+
+    Steps that a killed container did after its last commit left no trace and are not counted.
+    """
+    computed = sum(attempt.step - (attempt.resumed_at or 0) for attempt in attempts)
+    return computed - max((attempt.step for attempt in attempts), default=0)
+
+
+def finished_summary(attempts: Sequence[Attempt], step: int) -> Mapping[str, Any] | None:
+    """Return the summary of the latest attempt that finished the run at *step*."""
+    for attempt in reversed(attempts):
+        if attempt.cause == "finished" and attempt.step == step and attempt.summary:
+            return attempt.summary
+    return None
+
+
+def _parse(content: Mapping[str, Any]) -> Attempt:
+    known = attrs.fields_dict(Attempt)
+    return Attempt(**{key: value for key, value in content.items() if key in known})
+
+
+def _furthest_steps(run_directory: Path) -> dict[tuple[int, str], int]:
+    """Return how far each attempt came, by the events that it committed."""
+    furthest: dict[tuple[int, str], int] = {}
+    for event in events.read_events(run_directory):
+        key = event.attempt, event.container
+        if event.kind in ("checkpoint", "progress"):
+            furthest[key] = max(furthest.get(key, 0), event.fields["step"])
+    return furthest

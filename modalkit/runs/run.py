@@ -1,0 +1,372 @@
+"""
+The resumable run: a context manager around a training loop.
+
+    enter    find the newest whole checkpoint, register the attempt, restore (or seed and save
+             step 0), commit
+    steps    between two steps: save by policy, leave if a signal has come
+    exit     write why the attempt ended, commit, give back signals and generators, re-raise
+
+Rule 1: objects are saved between two steps only. A step that was begun and not done is nowhere in
+a checkpoint, whatever ended it.
+Rule 2: what a step draws at random depends on the steps before it alone. Making a loader's
+iterator draws too, and a resumed run makes more of them; so the training stream is put in place
+right before a loop's first step, and everything outside of steps draws from another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from modalkit.checkpoint import state
+from modalkit.checkpoint.volume import Volume
+from modalkit.deployment import container_policy
+from modalkit.errors import RunError
+from modalkit.policies import CheckpointPolicy, CommitPolicy
+from modalkit.runs import config as configs
+from modalkit.runs import files, seeding
+from modalkit.runs.attempts import Cause
+from modalkit.runs.batches import Batches
+from modalkit.runs.preemption import PreemptionWatch
+from modalkit.runs.session import Session, Settings
+
+
+def run(
+    run_id: str,
+    /,
+    *,
+    volume: Volume,
+    mount: str | Path,
+    config: Mapping[str, Any] | None = None,
+    may_change: Collection[str] = (),
+    seed: int = 0,
+    checkpoints: CheckpointPolicy | None = None,
+    commits: CommitPolicy | None = None,
+    **stateful: object,
+) -> Run:
+    """
+    Begin the run *run_id*, or go on with it where its last attempt stopped.
+
+    Use it as a context manager in a plain function on Modal's main thread. What a signal, an
+    exception or the end of the block leaves is committed, and the exception is raised again: a
+    preemption always as `KeyboardInterrupt`, on which Modal gives the input to another container.
+
+    Args:
+        run_id: Name of the run; the same on every attempt. 1 to 64 letters, digits, `.`, `_`, `-`.
+        volume: The Volume that runs live on.
+        mount: Where it is mounted; the run's directory is `<mount>/runs/<run_id>`.
+        config: What the training was called with, as JSON. A known run id with another one is
+            refused, because its steps would be those of two trainings.
+        may_change: Keys of *config* that may differ between attempts, such as `("epochs",)`.
+        seed: Of python's, numpy's and torch's generators in a new run, and of the order of data.
+        checkpoints: When to save; None for the `Deployment`'s policy, else every 60 s.
+        commits: When to make saves durable; None for the `Deployment`'s, else at every save.
+        **stateful: The objects to save and restore, by the names they have in a checkpoint:
+            modules, optimizers, schedulers, tensors, random generators, anything with
+            `state_dict` and `load_state_dict`. What an optimizer's param_groups hold, the
+            learning rate included, comes from the checkpoint.
+
+    Raises:
+        RunError: An argument that a run cannot work with.
+    """
+    started_at = time.time()
+    directory = files.run_directory(mount, run_id)
+    if not Path(mount).is_dir():
+        raise RunError(
+            f"mount={str(mount)!r} is no directory in this container, and what is written outside "
+            f"the Volume is lost with it. Give the function volumes={{{str(mount)!r}: volume}}."
+        )
+    state.describe(stateful)
+    policy = container_policy()
+    settings = Settings(
+        directory=directory,
+        volume=volume,
+        config=configs.make(config, may_change, seed),
+        may_change=may_change,
+        checkpoints=checkpoints or policy.checkpoints or CheckpointPolicy(),
+        commits=commits or policy.commits or CommitPolicy(),
+        grace_s=policy.grace_s,
+        started_at=started_at,
+        objects=stateful,
+    )
+    return Run(settings)
+
+
+class Run:
+    """
+    A run inside its `with` block; made by `run`.
+
+    Attributes:
+        run_id: Its name.
+        directory: `<mount>/runs/<run_id>`.
+        seed: Its seed.
+        attempt: Number of this attempt, 1 for the first.
+        resumed_at: Steps that were done when this attempt began; None if it began the run.
+        step: Steps done. Inside the body of a step: that step.
+        extra: Plain values that are saved and restored with the objects; yours to fill.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.run_id = settings.directory.name
+        self.directory = settings.directory
+        self.seed = settings.config.seed
+        self.attempt = 0
+        self.resumed_at: int | None = None
+        self.step = 0
+        self.extra: dict[str, Any] = {}
+        self._settings = settings
+        self._session: Session | None = None
+        self._watch = PreemptionWatch(grace_s=settings.grace_s, saving_s=self._saving_s)
+        self._cleanup = contextlib.ExitStack()
+        self._is_active = False
+        self._target: int | None = None
+        self._loop: object = None
+        self._step_is_open = False
+        self._save_is_asked = False
+        self._training_stream: dict[str, Any] = {}
+        self._summary: dict[str, Any] | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(seeding.put_back, seeding.capture())
+            cleanup.enter_context(self._watch)
+            self._session = Session(self._settings)
+            try:
+                self._begin(self._session)
+            except BaseException as error:
+                self._end(self._cause(error), error)
+                raise
+            self._cleanup = cleanup.pop_all()
+        self._is_active = True
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._is_active = False
+        with self._cleanup:
+            cause = self._cause(error)
+            self._end(cause, error)
+        if cause == "preempted" and not isinstance(error, KeyboardInterrupt):
+            # A return or another exception would end the input; this gives it to the next
+            # container.
+            raise KeyboardInterrupt(f"run {self.run_id} was preempted") from error
+
+    def __repr__(self) -> str:
+        return f"<Run {self.run_id} at step {self.step}, attempt {self.attempt}>"
+
+    # ---- what the loop uses -----------------------------------------------------------------
+
+    def steps(self, n: int) -> Iterator[int]:
+        """
+        Yield the steps that are still to do: 0 to *n* - 1, less those done.
+
+        Step i is done when the loop asks for the next one. Between two steps the run is saved by
+        policy, and when step *n* - 1 is done; a signal to stop is honoured there. A loop that is
+        left by `break`, or because its data ended, leaves a step that is not done: it is neither
+        counted nor saved, and the next call begins it again.
+        In `zip(run.steps(n), loader)` the steps come first, so that no batch is fetched for a
+        step that is not there.
+
+        Args:
+            n: Steps of the whole run. May grow: a finished run then goes on.
+
+        Raises:
+            RunError: *n* is not a number of steps, or the run is not entered.
+            KeyboardInterrupt: A signal has come; all is saved.
+        """
+        session = self._active()
+        if type(n) is not int or n < 0:
+            raise RunError(f"steps({n!r}): pass the number of steps of the whole run, 0 or more.")
+        return self._steps(session, n)
+
+    def batches(
+        self, n_items: int, batch_size: int, *, shuffle: bool = True, drop_last: bool = True
+    ) -> Batches:
+        """
+        Return a batch sampler without end, whose batches depend on (seed, epoch, step) alone.
+
+        Pass it as `DataLoader(dataset, batch_sampler=...)`. It starts at the run's next step and
+        draws a new order for each epoch of `.steps_per_epoch` steps. What the dataset draws from
+        random, numpy or torch for a batch is seeded from (seed, step), with any `num_workers`.
+
+        Args:
+            n_items: Items in the dataset.
+            batch_size: Items per step.
+            shuffle: False keeps the dataset's order.
+            drop_last: False yields a smaller batch at the end of an epoch.
+
+        Raises:
+            RunError: There is not a single batch per epoch.
+        """
+        return Batches(
+            n_items,
+            batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=self.seed,
+            next_step=lambda: self.step,
+        )
+
+    def log(self, **metrics: Any) -> None:
+        """
+        Log metrics of the current step: numbers, or tensors with one element.
+
+        Tensors are kept as they are, on their device, and converted at a flush every 2 s.
+
+        Raises:
+            RunError: A value is not a single number.
+        """
+        self._active().events.log_metrics(self.step, metrics)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a signal to stop has come; `steps` honours it by itself."""
+        return self._watch.requested
+
+    def checkpoint_now(self) -> None:
+        """Save and commit when the current step is done; at once, if none is begun."""
+        session = self._active()
+        if self._step_is_open:
+            self._save_is_asked = True
+        else:
+            self._save(session, must_commit=True)
+
+    def summary(self) -> dict[str, Any]:
+        """
+        Return what became of the run, as plain values.
+
+        Returns:
+            `run_id`; `status`, `finished` or `stopped` (`break`, or the data ended); `step`, those
+            done; `attempts`; `resumed_at`; `recomputed_steps`, as far as killed containers left a
+            trace of them; `metrics`, the last value of each; `checkpoint`, the newest manifest
+            under the run's directory. A finished run with nothing left to do returns what it
+            returned when it finished.
+        """
+        if self._summary is not None:
+            return dict(self._summary)
+        return self._entered().summarize(self._cause(None), self.step)
+
+    # ---- enter and exit ---------------------------------------------------------------------
+
+    def _begin(self, session: Session) -> None:
+        self.attempt = session.attempt.number
+        self.resumed_at = session.resumed_at
+        self.step = session.resumed_at or 0
+        if not self._watch.is_watching:
+            session.events.say(
+                "signals_not_watched",
+                "not in the main thread, where alone signals can be watched: a preemption loses "
+                "what the policy has not saved. Remove @modal.concurrent from what trains",
+            )
+        values = session.restore()
+        # What the block draws outside of steps, such as a split of the data, is the same on
+        # every attempt; steps have a stream of their own.
+        seeding.seed_everything(self.seed, seeding.rank())
+        if values is None:
+            self._training_stream = seeding.capture()
+            self._save(session, must_commit=True)
+        else:
+            self._training_stream = values["rng"]
+            self.extra.update(values["extra"])
+
+    def _cause(self, error: BaseException | None) -> Cause:
+        if self._watch.requested or isinstance(error, KeyboardInterrupt):
+            return "preempted"
+        if error is not None:
+            # Modal's InputCancellation and asyncio's CancelledError, without importing either.
+            is_cancelled = type(error).__name__ in ("InputCancellation", "CancelledError")
+            return "cancelled" if is_cancelled else "error"
+        is_done = self._target is not None and self.step >= self._target
+        return "finished" if is_done else "stopped"
+
+    def _end(self, cause: Cause, error: BaseException | None) -> None:
+        """Write the end. While an exception is on its way, failing to is said, not raised."""
+        session = self._entered()
+        if cause == "stopped":
+            session.events.say(
+                "stopped",
+                f"stopped: {self.step} steps are done; the loop was left, or its data ended, "
+                f"before the next one was",
+            )
+        try:
+            session.end(cause, self.step, error)
+            self._summary = session.summarize(cause, self.step)
+        except Exception as failure:
+            if cause in ("finished", "stopped"):
+                raise
+            session.events.say("end_not_written", f"the end was not committed: {failure!r}")
+
+    def _entered(self) -> Session:
+        if self._session is None:
+            raise RunError(
+                f"run {self.run_id!r} is not entered. Use `with modalkit.run(...) as run:`."
+            )
+        return self._session
+
+    def _active(self) -> Session:
+        if not self._is_active:
+            raise RunError(
+                f"run {self.run_id!r} is not active. Use it inside `with modalkit.run(...)`."
+            )
+        return self._entered()
+
+    # ---- the loop ---------------------------------------------------------------------------
+
+    def _steps(self, session: Session, n: int) -> Iterator[int]:
+        self._target = n
+        loop = self._loop = object()
+        self._leave_if_asked(session)
+        if self.step >= n:
+            text = f"nothing left to do: {self.step} of {n} steps are done"
+            session.events.say("nothing_left", text)
+            return
+        if self._step_is_open:
+            text = f"step {self.step} was left before its end, and is begun again"
+            session.events.say("begun_again", text)
+        seeding.restore(self._training_stream, seed=self.seed, rank=seeding.rank())
+        try:
+            while self.step < n:
+                self._step_is_open = True
+                yield self.step
+                if self._loop is not loop:
+                    raise RunError("a loop over steps() was used after a later one had begun.")
+                self._step_is_open = False
+                self.step += 1
+                self._between_steps(session)
+        finally:
+            if self._loop is loop and self._is_active:
+                self._training_stream = seeding.capture()
+                self._loop = None
+
+    def _between_steps(self, session: Session) -> None:
+        self._leave_if_asked(session)
+        is_due = self._save_is_asked or session.checkpointer.is_due(self.step)
+        if is_due or self.step == self._target:
+            self._save(session, must_commit=self._save_is_asked)
+            self._save_is_asked = False
+            self._leave_if_asked(session)
+        session.events.flush_if_due(self.step)
+
+    def _leave_if_asked(self, session: Session) -> None:
+        if not self._watch.requested:
+            return
+        if not self._watch.raised and session.checkpointer.saved_step != self.step:
+            self._save(session, must_commit=True)
+        # Where it was raised already, the body has swallowed it, and its step is half done.
+        raise KeyboardInterrupt(f"{self._watch.signal_name} at step {self.step}")
+
+    def _save(self, session: Session, *, must_commit: bool) -> None:
+        # Only inside a loop are the generators the training stream.
+        stream = self._training_stream if self._loop is None else seeding.capture()
+        session.save(self.step, {"rng": stream, "extra": self.extra}, must_commit=must_commit)
+
+    def _saving_s(self) -> float:
+        return self._session.checkpointer.slowest_s if self._session else 0.0

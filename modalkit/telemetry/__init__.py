@@ -1,0 +1,1 @@
+"""What a run leaves behind about itself: events on the Volume, readable lines for the eye."""
