@@ -151,8 +151,8 @@ class View:
         for path in changed:
             try:
                 trees.put(self.path / path, tree, path, self.volume.staging, now[path][0])
-            except FileNotFoundError:
-                continue  # removed by the container since the scan: the next commit sees that
+            except (FileNotFoundError, IsADirectoryError):
+                continue  # replaced by the container since the scan: the next commit sees that
             self._mine[path] = now[path]
             self._theirs[path] = trees.stamp_of(tree / path) or ()
         return len(gone) + len(changed)
