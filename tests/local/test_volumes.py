@@ -1,0 +1,418 @@
+"""Volumes and their private views, without a plane."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from modalkit.local.volumes import View, Volume, VolumeRegistry, open_files
+
+Content = dict[str, bytes | None]  # None: a directory
+
+
+@pytest.fixture
+def volume(tmp_path):
+    return VolumeRegistry(tmp_path / "volumes").get_or_create("data", 0, create=True)
+
+
+@pytest.fixture
+def views(volume, tmp_path):
+    return View(volume, tmp_path / "first"), View(volume, tmp_path / "second")
+
+
+def content(root: Path) -> Content:
+    return {
+        str(path.relative_to(root)): None if path.is_dir() else path.read_bytes()
+        for path in root.rglob("*")
+    }
+
+
+# ---------------------------------------------------------------------------- what others see
+
+
+def test_nothing_is_seen_before_commit_and_reload(views):
+    """Written, then committed, then reloaded: only the last step shows it to another container."""
+    first, second = views
+    (first.path / "a").write_text("1")
+    second.reload()
+    assert not (second.path / "a").exists()
+
+    first.commit()
+    assert not (second.path / "a").exists()
+
+    second.reload()
+    assert (second.path / "a").read_text() == "1"
+
+
+def test_a_new_view_starts_from_what_is_committed(views, volume, tmp_path):
+    """A container that starts later sees commits, and never what was not committed."""
+    first, _ = views
+    (first.path / "kept").write_text("1")
+    first.commit()
+    (first.path / "lost").write_text("2")
+
+    late = View(volume, tmp_path / "late")
+
+    assert content(late.path) == {"kept": b"1"}
+
+
+def test_directories_are_part_of_a_commit(views):
+    """Empty directories appear, and a removed tree leaves none behind."""
+    first, second = views
+    (first.path / "runs/a/empty").mkdir(parents=True)
+    (first.path / "runs/a/f").write_text("1")
+    assert first.commit() == 4
+    second.reload()
+    assert (second.path / "runs/a/empty").is_dir()
+
+    subprocess.run(["rm", "-r", second.path / "runs"], check=True)
+    second.commit()
+    first.reload()
+
+    assert content(first.path) == {}
+
+
+def test_a_removed_directory_keeps_the_files_that_others_put_there(views):
+    """Removal concerns what the remover saw."""
+    first, second = views
+    (first.path / "d").mkdir()
+    first.commit()
+    second.reload()
+    (first.path / "d/new").write_text("1")
+    first.commit()
+
+    (second.path / "d").rmdir()
+    second.commit()
+    second.reload()
+
+    assert content(second.path) == {"d": None, "d/new": b"1"}
+
+
+def test_the_last_commit_of_a_file_wins_and_other_files_stay(views):
+    """Two writers of one file: the later commit. Of two files: both."""
+    first, second = views
+    for view, text in ((first, "1"), (second, "2")):
+        (view.path / "same").write_text(text)
+        (view.path / f"own-{text}").write_text(text)
+    first.commit()
+    second.commit()
+    first.reload()
+
+    assert content(first.path) == {"same": b"2", "own-1": b"1", "own-2": b"2"}
+
+
+def test_rewriting_a_file_in_place_at_once_is_noticed(views):
+    """Same size, same inode, within one step of the kernel's clock."""
+    first, second = views
+    for text in ("aa", "bb", "cc", "dd"):
+        (first.path / "f").write_text(text)
+        assert first.commit() == 1
+        second.reload()
+        assert (second.path / "f").read_text() == text
+
+
+def test_a_commit_without_changes_writes_nothing(views):
+    first, _ = views
+    (first.path / "f").write_text("1")
+    first.commit()
+    assert first.commit() == 0
+
+
+def test_links_stay_links(views):
+    first, second = views
+    (first.path / "f").write_text("1")
+    (first.path / "latest").symlink_to("f")
+    first.commit()
+    second.reload()
+    assert (second.path / "latest").readlink() == Path("f")
+
+
+def test_a_read_only_view_commits_nothing_but_reloads(volume, views, tmp_path):
+    reader = View(volume, tmp_path / "reader", read_only=True)
+    (reader.path / "x").write_text("not from here")
+    (views[0].path / "y").write_text("1")
+    views[0].commit()
+
+    assert reader.commit() == 0
+    reader.reload()
+
+    assert content(volume.committed) == {"y": b"1"}
+    assert (reader.path / "y").read_text() == "1"
+
+
+def test_a_file_written_on_during_the_commit_is_committed_whole_later(views):
+    """A copy of a file in progress may be torn; the next commit replaces it."""
+    first, second = views
+    stop = threading.Event()
+
+    def write():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            (first.path / "busy").write_bytes(b"%020d" % number * 5000)
+        return number
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(20):
+            first.commit()
+    finally:
+        stop.set()
+        thread.join()
+    first.commit()
+    second.reload()
+
+    assert (second.path / "busy").read_bytes() == (first.path / "busy").read_bytes()
+
+
+def test_concurrent_commits_and_reloads_end_in_one_tree(views, volume):
+    """Views of one Volume work at the same time, as containers do."""
+
+    def work(view, name):
+        for number in range(15):
+            (view.path / f"{name}-{number}").write_text(name)
+            view.commit()
+            view.reload()
+
+    threads = [threading.Thread(target=work, args=(v, n)) for v, n in zip(views, "ab", strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for view in views:
+        view.reload()
+
+    assert len(content(volume.committed)) == 30
+    assert content(views[0].path) == content(views[1].path) == content(volume.committed)
+
+
+PATHS = ["a", "b", "a/x", "a/y", "b/x", "a/x/deep"]
+
+
+class TwoViews(RuleBasedStateMachine):
+    """Two views and a model of each as a dictionary; names of files and directories collide."""
+
+    @initialize()
+    def start(self):
+        import tempfile
+
+        self.directory = tempfile.TemporaryDirectory()
+        root = Path(self.directory.name)
+        self.volume = VolumeRegistry(root / "v").get_or_create("v", 0, create=True)
+        self.views = [View(self.volume, root / name) for name in ("0", "1")]
+        self.committed: Content = {}
+        self.seen: list[Content] = [{}, {}]  # when view and model last agreed on what is synced
+        self.count = 0
+
+    def teardown(self):
+        if hasattr(self, "directory"):
+            self.directory.cleanup()
+
+    @rule(which=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def write(self, which, path):
+        target = self.views[which].path / path
+        for parent in reversed(target.parents):
+            if parent.is_relative_to(self.views[which].path) and parent.is_file():
+                parent.unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            subprocess.run(["rm", "-r", target], check=True)
+        self.count += 1
+        target.write_bytes(b"%d" % self.count)
+
+    @rule(which=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def remove(self, which, path):
+        subprocess.run(["rm", "-rf", self.views[which].path / path], check=True)
+
+    @rule(which=st.integers(0, 1), path=st.sampled_from(PATHS))
+    def make_directory(self, which, path):
+        target = self.views[which].path / path
+        if not any(p.is_file() for p in (target, *target.parents)):
+            target.mkdir(parents=True, exist_ok=True)
+
+    @rule(which=st.integers(0, 1))
+    def commit(self, which):
+        self.views[which].commit()
+        self._model_commit(which)
+
+    @rule(which=st.integers(0, 1))
+    def reload(self, which):
+        self.views[which].reload()
+        self._model_commit(which)
+        self.seen[which] = dict(self.committed)
+        assert content(self.views[which].path) == self.committed
+
+    def _model_commit(self, which):
+        # After a commit the view itself is unchanged; after a reload it holds more than its own.
+        before = self.seen[which]
+        now = self.now[which]
+        for path in sorted(before.keys() - now.keys(), reverse=True):
+            inside = any(other.startswith(f"{path}/") for other in self.committed)
+            if path in self.committed and not (self.committed[path] is None and inside):
+                del self.committed[path]
+        for path in sorted(p for p in now if p not in before or before[p] != now[p]):
+            for parent in list(Path(path).parents)[:-1]:
+                self.committed[str(parent)] = None
+            for other in [o for o in self.committed if o.startswith(f"{path}/")]:
+                if now[path] is not None:
+                    del self.committed[other]
+            self.committed[path] = now[path]
+        self.seen[which] = dict(now)
+
+    @invariant()
+    def committed_as_modelled(self):
+        if hasattr(self, "volume"):
+            assert content(self.volume.committed) == self.committed
+            self.now = [content(view.path) for view in self.views]
+
+
+TestTwoViews = TwoViews.TestCase
+TestTwoViews.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+
+
+# ---------------------------------------------------------------------------- open files
+
+
+HOLDER = """
+import mmap, os, sys
+what, path = sys.argv[1:]
+if what == "cwd": os.chdir(path)
+if what == "open": held = open(path)
+if what == "map":
+    with open(path) as file: held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+if what == "directory": held = os.open(path, os.O_DIRECTORY)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "path", "expected"),
+    [
+        ("open", "d/f", ["d/f"]),
+        ("map", "d/f", ["d/f"]),
+        ("cwd", "d", ["d"]),
+        ("cwd", ".", ["."]),
+        ("directory", "d", ["d"]),
+        ("nothing", ".", []),
+    ],
+)
+def test_what_a_process_holds_open_is_named(tmp_path, what, path, expected):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_text("x" * mmap.PAGESIZE)
+    (tmp_path / "other").write_text("x")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, what, tmp_path / path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
+    ) as process:
+        process.stdout.readline()
+        assert open_files([process.pid], tmp_path) == expected
+        process.communicate()
+    assert open_files([process.pid], tmp_path) == []  # it has ended
+
+
+def test_files_outside_do_not_count(tmp_path):
+    (tmp_path / "volume").mkdir()
+    with (tmp_path / "outside").open("w"):
+        assert open_files([os.getpid()], tmp_path / "volume") == []
+
+
+# ---------------------------------------------------------------------------- names and paths
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/../etc/passwd", "a/../b"])
+def test_paths_that_leave_the_volume_are_refused(volume, path):
+    with pytest.raises(ValueError, match="leads out of the Volume 'data'"):
+        volume.resolve(path)
+
+
+def test_a_link_that_leaves_the_volume_is_not_followed(volume, views, tmp_path):
+    """A container may commit any link; a client must not read the host through it."""
+    (tmp_path / "secret").write_text("s")
+    (views[0].path / "link").symlink_to(tmp_path)
+    views[0].commit()
+
+    for path in ("link", "link/secret"):
+        with pytest.raises(ValueError, match="leads out"):
+            volume.resolve(path)
+    assert volume.resolve("link", follow=False).is_symlink()
+
+
+def test_a_commit_does_not_write_through_a_link_of_another_container(views, tmp_path):
+    first, second = views
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (first.path / "d").mkdir()
+    first.commit()
+    second.reload()
+    (second.path / "d").rmdir()
+    (second.path / "d").symlink_to(outside)
+    second.commit()
+
+    (first.path / "d/f").write_text("1")
+    first.commit()
+
+    assert list(outside.iterdir()) == []
+
+
+def test_put_refuses_the_root(volume, tmp_path):
+    (tmp_path / "f").write_text("1")
+    with pytest.raises(ValueError, match="names no file"):
+        volume.put(tmp_path / "f", "/")
+
+
+def test_named_volumes_are_found_again_and_ephemeral_ones_are_not(tmp_path):
+    registry = VolumeRegistry(tmp_path)
+    named = registry.get_or_create("data", 2, create=True)
+    (named.committed / "f").write_text("1")
+    unnamed = registry.get_or_create(None, 0, create=True)
+    assert registry.get_or_create("data", 0, create=False) is named
+    assert registry.by_id(unnamed.id) is unnamed
+    registry.close()
+
+    again = VolumeRegistry(tmp_path)
+
+    assert again.names() == ["data"]
+    assert again.by_id(named.id).version == 2
+    assert (again.by_id(named.id).committed / "f").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_ephemeral_volumes_of_a_killed_plane_are_removed(tmp_path):
+    VolumeRegistry(tmp_path).get_or_create(None, 0, create=True)
+    assert VolumeRegistry(tmp_path).names() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_and_deleted_volumes(tmp_path):
+    registry = VolumeRegistry(tmp_path)
+    with pytest.raises(KeyError):
+        registry.get_or_create("data", 0, create=False)
+    volume = registry.get_or_create("data", 0, create=True)
+    registry.delete(volume.id)
+    with pytest.raises(KeyError):
+        registry.by_id(volume.id)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "a b", "x" * 64])
+def test_names_that_modal_refuses(tmp_path, name):
+    with pytest.raises(ValueError, match="is not a Volume name"):
+        VolumeRegistry(tmp_path).get_or_create(name, 0, create=True)
+
+
+def test_volume_is_an_identity(tmp_path):
+    """Two Volumes are never equal, whatever they hold: each has its own lock."""
+    assert Volume("vo-1", "a", 1, tmp_path) != Volume("vo-1", "a", 1, tmp_path)
