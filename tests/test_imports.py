@@ -1,0 +1,75 @@
+"""What an import costs: which modules may be loaded, and how long it may take."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "numpy", "modal", "structlog", "grpclib", "tenacity", "xxhash", "rich", "click"}
+
+
+def loaded(statement: str, *, after: str = "") -> set[str]:
+    """Return the top-level modules that *statement* loads, standard library left out."""
+    code = (
+        f"import json, sys\n{after}\nbefore = set(sys.modules)\n{statement}\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "json.dump(sorted(new - sys.stdlib_module_names), sys.stdout)"
+    )
+    return set(json.loads(_python(code)))
+
+
+def _python(code: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MODAL", "PYTHON"))}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ).stdout
+
+
+def test_import_modalkit_loads_nothing_but_itself():
+    assert loaded("import modalkit") == {"modalkit"}
+
+
+def test_errors_are_there_without_more():
+    assert loaded("from modalkit import ModalkitError, PolicyError") == {"modalkit"}
+
+
+@pytest.mark.parametrize("name", ["RetryPolicy", "CommitPolicy", "Deployment", "images"])
+def test_a_description_loads_attrs_only(name):
+    """A script that prints a recipe, or a command line, needs no modal."""
+    assert loaded(f"from modalkit import {name}") == {"modalkit", "attr", "attrs"}
+
+
+def test_beside_modal_a_trainer_loads_attrs_only():
+    new = loaded("from modalkit import SnapshotTrainer, RetryPolicy", after="import modal")
+    assert new == {"modalkit", "attr", "attrs"}
+
+
+def test_the_whole_public_surface_needs_no_torch_until_it_is_used():
+    everything = "import modalkit\nfor name in modalkit.__all__: getattr(modalkit, name)"
+    assert loaded(everything, after="import modal") & {"torch", "numpy", "rich", "click"} <= set()
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy"])
+def test_names_resolve_where_the_scientific_packages_are_missing(name):
+    _python(
+        "import sys\n"
+        f"sys.modules[{name!r}] = None\n"
+        "import modalkit\n"
+        "for name in modalkit.__all__: getattr(modalkit, name)"
+    )
+
+
+def test_import_modalkit_takes_sixty_milliseconds_at_most():
+    code = (
+        "import time\nbegin = time.perf_counter()\nimport modalkit\n"
+        "print(time.perf_counter() - begin)"
+    )
+    assert min(float(_python(code)) for _ in range(5)) <= 0.060
