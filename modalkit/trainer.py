@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import modal
@@ -76,12 +75,12 @@ class SnapshotTrainer:
         /,
         *,
         config: Mapping[str, Any] | None = None,
-        may_change: tuple[str, ...] = (),
+        may_change: Collection[str] = (),
         seed: int | None = None,
         checkpoints: CheckpointPolicy | None = None,
         commits: CommitPolicy | None = None,
-        **stateful: Any,
-    ) -> AbstractContextManager[Run]:
+        **stateful: object,
+    ) -> Run:
         """
         Begin the run *run_id*, or go on with it where its last attempt stopped.
 
@@ -125,6 +124,8 @@ class SnapshotTrainer:
         for module in ("numpy", "torch"):
             if importlib.util.find_spec(module) is not None:
                 importlib.import_module(module)
+        # In the snapshot, so that a restored container need not import it for its first run.
+        importlib.import_module("modalkit.runs.run")
         seed_everything(self.seed)
         self.load()
 

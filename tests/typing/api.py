@@ -6,7 +6,6 @@ The API as users write it; never run, only read by a type checker.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import assert_type
 
 import modal
@@ -72,9 +71,7 @@ class CatTrainer(SnapshotTrainer):
 
     @modal.method()
     def train(self, run_id: str, epochs: int = 10) -> int:
-        begun = self.run(run_id, config={"epochs": epochs}, may_change=("epochs",))
-        assert_type(begun, AbstractContextManager[Run])
-        with begun as run:
+        with self.run(run_id, config={"epochs": epochs}, may_change=("epochs",)) as run:
             assert_type(run, Run)
             for _step in run.steps(epochs):
                 run.log(loss=0.5)
