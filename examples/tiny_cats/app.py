@@ -52,7 +52,7 @@ class CatTrainer(SnapshotTrainer):
 
     def load(self) -> None:
         """Build the networks on the CPU: they are in the memory snapshot, ready at each start."""
-        torch.set_num_threads(2)  # fixed: CPU results then repeat bit for bit on any machine
+        torch.set_num_threads(1)  # fixed: CPU results then repeat bit for bit
         self.networks = {name: build() for name, build in model.BACKBONES.items()}
 
     def place(self, device: str) -> None:

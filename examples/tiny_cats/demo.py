@@ -58,7 +58,11 @@ class Watch:
     total: int | None = None
     steps: dict[str, int] = attrs.field(factory=dict)
     """The last step that each container reported, in the order of their starts."""
-    _read: int = 0
+    _read: int = attrs.field(init=False)
+
+    @_read.default
+    def _skip_earlier_runs(self) -> int:
+        return len(self.plane.logs())
 
     def update(self) -> None:
         """Read what was printed since the last time."""
@@ -85,8 +89,6 @@ def train(
     """Train once through the deployed app, strike as told, and read back what is on the Volume."""
     trainer = modal.Cls.from_name(APP_NAME, "CatTrainer", client=plane.client())()
     watch = Watch(plane, run_id)
-    watch.update()
-    watch.steps.clear()
     call = trainer.train.spawn(run_id, epochs=epochs)
     waiting = list(interruptions)
     struck: set[str] = set()
@@ -146,17 +148,16 @@ def start_times(plane: LocalPlane, kind: str, count: int) -> list[float]:
 def print_table(story: Story) -> None:
     """Show the attempts."""
     table = Table(title="The interrupted run")
-    for heading in ("attempt", "end", "steps", "resumed at", "recomputed", "start", "took"):
+    for heading in ("attempt", "end", "steps", "resumed at", "recomputed", "start"):
         table.add_column(heading, justify="left" if heading in ("end", "start") else "right")
     for row in story.rows:
         table.add_row(
             str(row.number),
             row.cause,
-            f"{row.resumed_at} to {row.last_step}",
+            str(row.last_step - row.resumed_at),
             str(row.resumed_at),
             str(row.recomputed),
-            STARTS.get(row.start, row.start),
-            f"{row.start_s:.2f} s",
+            f"{STARTS.get(row.start, row.start)}, {row.start_s:.2f} s",
         )
     console.print(table)
 
