@@ -66,10 +66,10 @@ def reads_attribute(cls: type, name: str, *, base: type) -> bool:
 
 def _reads(code: CodeType, self_name: str, name: str) -> bool:
     for load, attribute in pairwise(dis.get_instructions(code)):
-        # From 3.13 on one instruction may load two names; the attribute is read of the last.
+        # From 3.13 on one instruction may name two variables; the attribute is read of the last.
         last = load.argval[-1] if isinstance(load.argval, tuple) else load.argval
-        is_self = load.opname.startswith("LOAD_") and last == self_name
-        if is_self and attribute.opname.startswith("LOAD_") and attribute.argval == name:
+        is_self = "LOAD_" in load.opname and last == self_name
+        if is_self and "LOAD_" in attribute.opname and attribute.argval == name:
             return True
     nested = (constant for constant in code.co_consts if isinstance(constant, CodeType))
     return any(_reads(inner, self_name, name) for inner in nested)

@@ -186,7 +186,6 @@ _PLAIN = {"load": (), "place": ("device",), "close": ()}
 
 _ATTRIBUTES = {
     "seed": (int, "an integer"),
-    "outputs": (modal.Volume | None, "a modal.Volume"),
     "mount": (str | None, "the path where outputs is mounted"),
     "checkpoints": (CheckpointPolicy | None, "a CheckpointPolicy"),
     "commits": (CommitPolicy | None, "a CommitPolicy"),
@@ -194,6 +193,12 @@ _ATTRIBUTES = {
 
 
 def _check_attributes(cls: type[SnapshotTrainer]) -> None:
+    outputs = cls.outputs
+    if outputs is not None and not (hasattr(outputs, "commit") and hasattr(outputs, "reload")):
+        raise LifecycleError(
+            f"{cls.__name__}.outputs = {outputs!r}: the attribute 'outputs' of a trainer is its "
+            f'modal.Volume. Write `outputs = volume` and `mount = "/outputs"`.'
+        )
     for name, (kind, description) in _ATTRIBUTES.items():
         value = getattr(cls, name)
         fits = isinstance(value, kind) and not isinstance(value, bool)

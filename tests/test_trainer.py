@@ -640,3 +640,68 @@ def test_class_attributes_beat_the_deployment(monkeypatch):
     assert (volume.name, mount) == ("deployed", "/deployed")
     volume, mount = ByAttributes()._modalkit_outputs()
     assert (volume.name, mount) == ("own", "/own")
+
+
+class Directory:
+    """A Volume that is only a directory."""
+
+    def commit(self): ...
+
+    def reload(self): ...
+
+
+def test_a_run_has_the_trainers_volume_seed_and_policies(tmp_path, monkeypatch):
+    deployed = Deployment.training(
+        outputs=("/deployed", modal.Volume.from_name("deployed")),
+        checkpoints=CheckpointPolicy(every_s=1000),
+    )
+    monkeypatch.setenv("MODALKIT_POLICY", deployed.options()["env"]["MODALKIT_POLICY"])
+
+    class Child(SnapshotTrainer):
+        seed = 11
+        outputs = Directory()
+        mount = str(tmp_path)
+        checkpoints = CheckpointPolicy(every_steps=1, keep_last=100)
+
+    with Child().run("mine", config={"epochs": 3}) as run:
+        assert run.seed == 11
+        for _ in run.steps(3):
+            pass
+    assert run.summary()["status"] == "finished"
+    manifests = [*(tmp_path / "runs" / "mine" / "checkpoints").glob("ckpt-*.json")]
+    assert len(manifests) == 4  # of step 0 and of each step
+    with Child().run("other", seed=12, checkpoints=CheckpointPolicy(every_steps=3)) as run:
+        assert run.seed == 12
+        for _ in run.steps(4):
+            pass
+    steps = {p.name.split("-")[1] for p in (tmp_path / "runs" / "other").glob("*/ckpt-*.json")}
+    assert {int(step) for step in steps} == {0, 3, 4}
+
+
+def test_a_trainer_goes_on_where_it_stopped(tmp_path):
+    class Child(SnapshotTrainer):
+        outputs = Directory()
+        mount = str(tmp_path)
+        checkpoints = CheckpointPolicy(every_steps=1)
+
+        def load(self):
+            import torch
+
+            self.weight = torch.zeros(1)
+
+        def train(self, stop_at=None):
+            done = []
+            with self.run("r", weight=self.weight) as run:
+                for step in run.steps(5):
+                    if step == stop_at:
+                        raise KeyboardInterrupt
+                    self.weight += 1
+                    done.append(step)
+            return done, float(self.weight)
+
+    first, second = Child(), Child()
+    start(first)
+    with pytest.raises(KeyboardInterrupt):
+        first.train(stop_at=2)
+    start(second)
+    assert second.train() == ([2, 3, 4], 5.0)
