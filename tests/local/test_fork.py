@@ -1,0 +1,189 @@
+"""Snapshots by fork, through the real client and entrypoint."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import modal
+import pytest
+
+from modalkit.errors import LocalPlaneError
+from modalkit.local import LocalPlane, _private
+from modalkit.local.fork_template import ForkTemplate
+
+from .conftest import APPS
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="os.fork and Linux namespaces")
+
+
+@pytest.fixture(scope="module")
+def plane():
+    with LocalPlane(engine="fork") as running:
+        running.deploy(str(APPS / "forked.py"))
+        yield running
+
+
+def instance(plane, name):
+    return modal.Cls.from_name("forked", name, client=plane.client())()
+
+
+def kinds(plane, name):
+    return [c.kind for c in plane.containers(all=True) if c.function == f"{name}.*"]
+
+
+def test_restored_containers_share_the_snapshot_and_nothing_else(plane):
+    """OpenMP, DataLoader workers, files, Volumes, stubs from before the snapshot: all work."""
+    trainer = instance(plane, "Trainer")
+    first, second = (trainer.train.remote(name) for name in ("one", "two"))
+
+    shared = ("made_by", "weight", "random", "vocabulary", "threads", "batches", "listed")
+    assert {key: first[key] for key in shared} == {key: second[key] for key in shared}
+    assert (first["threads"], first["batches"], first["listed"]) == (2, 28, [])
+    for own in ("pid", "task", "directory", "session"):
+        assert first[own] != second[own]
+    assert first["made_by"] not in {first["pid"], second["pid"]}
+    assert [first["outputs"], second["outputs"]] == [["one"], ["one", "two"]]
+    assert kinds(plane, "Trainer") == ["snapshotting", "restored", "restored"]
+
+
+def test_a_restored_container_starts_much_faster_than_the_first(plane):
+    instance(plane, "Trainer").train.remote("quick")
+    made, *_, last = [c for c in plane.containers(all=True) if c.function == "Trainer.*"]
+    first_restored = next(c for c in plane.containers(all=True) if c.kind == "restored")
+    assert last.first_input_at - last.launched_at < 0.5
+    assert first_restored.first_input_at - made.launched_at > 1.0
+
+
+def test_a_preemption_interrupts_the_main_thread_and_the_input_goes_on(plane):
+    """SIGINT raises KeyboardInterrupt in user code; the next restored container finishes."""
+    call = instance(plane, "Trainer").wait.spawn()
+    busy = plane.wait_for(lambda cs: any(c.state == "busy" for c in cs))
+    container = next(c for c in busy if c.state == "busy")
+    time.sleep(0.2)
+    plane.preempt(container.id)
+
+    assert call.get(timeout=60) != container.pid
+    committed = plane.volume("forked").committed() / "interrupted"
+    assert committed.read_text() == "True"
+
+
+def test_a_killed_restored_container_is_replaced_by_another(plane):
+    (plane.volume("forked").committed() / "interrupted").unlink()
+    call = instance(plane, "Trainer").wait.spawn()
+    container = next(
+        c
+        for c in plane.wait_for(lambda cs: any(c.state == "busy" for c in cs))
+        if c.state == "busy"
+    )
+    plane.kill(container.id)
+    plane.wait_for(lambda cs: any(c.state == "busy" and c.id != container.id for c in cs))
+    killed = next(c for c in plane.containers(all=True) if c.id == container.id)
+    assert killed.returncode == -signal.SIGKILL
+    call.cancel()
+
+
+def test_event_loops_of_siblings_are_their_own(plane):
+    """Two restored containers await at the same time, with objects made before the snapshot."""
+    worker = instance(plane, "Async")
+    calls = [worker.work.spawn(3) for _ in range(4)]
+    results = [call.get(timeout=60) for call in calls]
+    assert [values for _, values in results] == [[0, 1, 2]] * 4
+    assert len({pid for pid, _ in results}) == 4
+
+
+def test_a_process_that_cannot_be_forked_goes_on_by_itself(plane):
+    """A thread that a child would lack: the reason is known, and the call succeeds."""
+    worker = instance(plane, "WithThread")
+    pid, made_by = worker.pids.remote()
+    assert pid == made_by
+    assert worker.pids.remote() == [pid, pid]
+
+
+def test_a_failing_hook_of_a_restored_container_reaches_the_caller(plane):
+    with pytest.raises(ValueError, match="this hook fails in every restored container"):
+        instance(plane, "Leaving").never.remote()
+
+
+def test_the_end_of_the_template_is_the_end_of_its_containers(plane):
+    """And the next call makes a new snapshot."""
+    worker = instance(plane, "Async")
+    template = next(
+        c for c in plane.containers() if c.function == "Async.*" and c.kind == "snapshotting"
+    )
+    os.kill(template.pid, signal.SIGKILL)
+    plane.wait_for(lambda cs: next(c for c in cs if c.id == template.id).exited_at is not None)
+    assert worker.work.remote(1)[1] == [0]
+
+
+# ---------------------------------------------------------------------------- the connection
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 10))
+
+
+def test_a_template_that_is_closed_before_it_connects_fails_who_waits(tmp_path):
+    async def scenario():
+        template = await ForkTemplate.listen(tmp_path / "s")
+        template.close()
+        with pytest.raises(LocalPlaneError, match="has ended"):
+            await template.wait_ready()
+        assert not template.is_ready
+        with pytest.raises(LocalPlaneError, match="ta-1 cannot be restored"):
+            await template.fork("ta-1", {}, [], {}, stdout_fd=1, stderr_fd=2)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [(b'{"op": "refused", "reason": "CUDA"}\n', "CUDA"), (b"", "has ended")],
+)
+def test_a_process_that_refuses_or_ends_fails_who_waits(tmp_path, said, reason):
+    async def scenario():
+        template = await ForkTemplate.listen(tmp_path / "s")
+        with socket.socket(socket.AF_UNIX) as process:
+            process.connect(str(tmp_path / "s"))
+            process.sendall(said)
+        with pytest.raises(LocalPlaneError, match=reason):
+            await template.wait_ready()
+        template.close()
+
+    run(scenario())
+
+
+# ---------------------------------------------------------------------------- modal's names
+
+
+def test_the_installed_modal_has_every_private_name():
+    assert _private.probe() is None
+
+
+def test_a_name_that_modal_drops_is_reported(monkeypatch):
+    import modal.client
+    from modal._runtime import user_code_imports
+
+    monkeypatch.delattr(modal.client._Client, "_prep_for_snapshot")
+    monkeypatch.setattr(user_code_imports, "maybe_snapshot", lambda function_def: None)
+    reason = _private.probe()
+    assert f"modal {modal.__version__} lacks modal.client._Client._prep_for_snapshot" in reason
+    assert "maybe_snapshot(function_def, snapshot_context_manager" in reason
+
+
+def test_no_other_module_reaches_into_modal():
+    """One file to repair after a release of modal; boot.py names the entrypoint, to run it."""
+    reaching = set()
+    for path in Path(_private.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
+            names += [getattr(node, "module", None), getattr(node, "value", None)]
+            if any(isinstance(name, str) and name.startswith("modal._") for name in names):
+                reaching.add(path.name)
+    assert reaching == {"_private.py", "boot.py"}
