@@ -230,7 +230,11 @@ class LocalPlane:
         return client
 
     def modal(
-        self, *arguments: str, check: bool = True, capture: bool = False
+        self,
+        *arguments: str,
+        check: bool = True,
+        capture: bool = False,
+        cwd: str | Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """
         Run `modal ARGUMENTS` against this plane.
@@ -239,26 +243,38 @@ class LocalPlane:
             arguments: As on the command line.
             check: Raise `subprocess.CalledProcessError` when it exits with another code than 0.
             capture: Keep its output in the result instead of passing it on.
+            cwd: Directory to run it in: modal finds local modules there first. Default: this one.
         """
         return subprocess.run(
             [sys.executable, "-m", "modal", *arguments],
             env={**_without_modal(os.environ), **self._extra_env, **self.env},
+            cwd=cwd,
             check=check,
             capture_output=capture,
             text=True,
         )
 
     def run(
-        self, app_ref: str, *arguments: str, check: bool = True, capture: bool = False
+        self,
+        app_ref: str,
+        *arguments: str,
+        check: bool = True,
+        capture: bool = False,
+        cwd: str | Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run `modal run APP_REF ARGUMENTS`; see `modal`."""
-        return self.modal("run", app_ref, *arguments, check=check, capture=capture)
+        return self.modal("run", app_ref, *arguments, check=check, capture=capture, cwd=cwd)
 
     def deploy(
-        self, app_ref: str, *, check: bool = True, capture: bool = True
+        self,
+        app_ref: str,
+        *,
+        check: bool = True,
+        capture: bool = True,
+        cwd: str | Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run `modal deploy APP_REF`; see `modal`."""
-        return self.modal("deploy", app_ref, check=check, capture=capture)
+        return self.modal("deploy", app_ref, check=check, capture=capture, cwd=cwd)
 
     # ------------------------------------------------------------------ looking and poking
 

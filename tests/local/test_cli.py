@@ -1,0 +1,95 @@
+"""`modalkit local run`, started as a user starts it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import APPS
+
+BARE = {"PATH": "/usr/bin:/bin", "HOME": os.environ["HOME"]}  # no activated venv
+
+
+def modalkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = Path(sys.executable).with_name("modalkit")
+    return subprocess.run(
+        [str(command), *arguments], cwd=cwd, env=BARE, capture_output=True, text=True, check=False
+    )
+
+
+def test_it_runs_an_app_from_any_directory_without_an_activated_venv(tmp_path: Path) -> None:
+    app = str(APPS / "functions.py")
+    done = modalkit("local", "run", app, "--n", "11", "--greeting", "hey", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "answer 121 hey" in done.stdout
+
+
+def test_its_exit_code_is_modals(tmp_path: Path) -> None:
+    done = modalkit("local", "run", f"{APPS / 'functions.py'}::fail", "--x", "1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "unlucky 1" in done.stdout + done.stderr
+
+
+def test_state_keeps_volumes_between_runs(tmp_path: Path) -> None:
+    target = f"{APPS / 'lifecycle.py'}::Worker.climb"
+    for steps in ("3", "5"):
+        done = modalkit("local", "run", "--state", "kept", target, "--steps", steps, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "NOTE anna step 2" not in done.stdout
+    assert "NOTE anna step 3" in done.stdout
+
+
+@pytest.mark.parametrize(("flags", "snapshots"), [((), False), (("--snapshots",), True)])
+@pytest.mark.parametrize("engine", ["inline", "fork"])
+def test_snapshots_are_taken_when_they_are_asked_for(
+    tmp_path: Path, engine: str, flags: tuple[str, ...], snapshots: bool
+) -> None:
+    app = tmp_path / "snap.py"
+    app.write_text(
+        "import os, modal\n"
+        "app = modal.App('snap')\n"
+        "@app.cls(enable_memory_snapshot=True)\n"
+        "class C:\n"
+        "    @modal.enter(snap=True)\n"
+        "    def load(self): self.pid = os.getpid()\n"
+        "    @modal.method()\n"
+        "    def look(self):\n"
+        "        restored = os.environ.get('MODAL_ENABLE_SNAP_RESTORE') == '1'\n"
+        "        print('SNAP', restored, 'SAME', self.pid == os.getpid())\n"
+    )
+    done = modalkit("local", "run", "--engine", engine, *flags, f"{app}::C.look", cwd=tmp_path)
+    same = not snapshots or engine == "inline"
+    assert f"SNAP {snapshots} SAME {same}" in done.stdout, done.stdout + done.stderr
+
+
+def test_strict_image_fails_where_modal_would(tmp_path: Path) -> None:
+    app = tmp_path / "needy.py"
+    app.write_text(
+        "import modal\n"
+        "app = modal.App('needy', image=modal.Image.debian_slim().uv_pip_install('torch'))\n"
+        "@app.function()\n"
+        "def f():\n"
+        "    import skimage\n"
+        "    print('IMPORTED', skimage.__name__)\n"
+    )
+    loose = modalkit("local", "run", f"{app}::f", cwd=tmp_path)
+    assert "IMPORTED skimage" in loose.stdout
+    assert "scikit-image" in loose.stdout + loose.stderr
+    strict = modalkit("local", "run", "--strict-image", f"{app}::f", cwd=tmp_path)
+    assert strict.returncode == 1
+    assert "ModuleNotFoundError" in strict.stdout + strict.stderr
+    assert '.uv_pip_install("scikit-image")' in strict.stdout + strict.stderr
+
+
+def test_help_teaches(tmp_path: Path) -> None:
+    said = modalkit("local", "run", "--help", cwd=tmp_path).stdout
+    for word in ("APP_REF", "--engine", "--snapshots", "--strict-image", "--state", "Examples:"):
+        assert word in said
+
+
+def test_an_app_that_does_not_exist_is_modals_own_error(tmp_path: Path) -> None:
+    done = modalkit("local", "run", "nowhere.py", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "nowhere.py" in done.stdout + done.stderr

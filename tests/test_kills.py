@@ -1,0 +1,38 @@
+"""The kill campaign in small, and its mutants: planted defects that it must report."""
+
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .campaigns.kills import Campaign, campaign, plans, run_plans
+from .campaigns.mutants import MUTANTS, Mutant
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Campaign]:
+    with campaign() as prepared:
+        yield prepared
+
+
+@pytest.mark.timeout(300)
+def test_six_kills_and_a_preemption_change_nothing(running: Campaign) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    todo = plans(6, 1, random.Random(seed))
+    assert sum(plan.at_step < 9 for plan in todo) >= 2
+    assert {(plan.is_restored, plan.num_workers) for plan in todo} == {
+        (restored, workers) for restored in (False, True) for workers in (0, 2)
+    }
+    assert run_plans(running, todo) == [], f"seed {seed}"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_planted_defect_is_reported(mutant: Mutant, running: Campaign) -> None:
+    assert len(mutant.plans) <= 3
+    with tempfile.TemporaryDirectory() as directory:
+        package = mutant.plant(Path(directory))
+        with running.with_package(package) as defective:
+            assert run_plans(defective, list(mutant.plans))
