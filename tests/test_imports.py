@@ -6,8 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from modalkit.images.runtime import RUNTIME_REQUIREMENTS
+from tests.support.venvs import closure_venv
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = {"torch", "numpy", "modal", "structlog", "grpclib", "tenacity", "xxhash", "rich", "click"}
 
@@ -64,6 +70,32 @@ def test_names_resolve_where_the_scientific_packages_are_missing(name):
         f"sys.modules[{name!r}] = None\n"
         "import modalkit\n"
         "for name in modalkit.__all__: getattr(modalkit, name)"
+    )
+
+
+def test_what_runs_in_a_container_needs_its_four_requirements_and_modal_only(tmp_path):
+    """In a venv with exactly what a recipe installs beside the user's packages."""
+    python = closure_venv(
+        tmp_path / "venv", "modal", *(pin.partition("==")[0] for pin in RUNTIME_REQUIREMENTS)
+    )
+    code = (
+        "import importlib, pkgutil, modalkit\n"
+        "laptop = {'cli', 'local', 'testing', 'check', '__main__'}\n"
+        "modules = pkgutil.walk_packages(modalkit.__path__, 'modalkit.')\n"
+        "names = [m.name for m in modules if m.name.split('.')[1] not in laptop]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(*names)"
+    )
+    done = subprocess.run(
+        [python, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"modalkit.trainer", "modalkit.runs.run", "modalkit.checkpoint.store"} <= set(
+        done.stdout.split()
     )
 
 
