@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -63,7 +64,7 @@ class Bulk:
 
 def is_reserved(name: str) -> bool:
     """Say whether a pack uses *name* itself."""
-    return name.startswith(("__metadata__", "__pad__."))
+    return name == "__metadata__" or re.fullmatch(r"__pad__\.\d+", name) is not None
 
 
 def is_bulk(value: object) -> bool:

@@ -109,7 +109,7 @@ def parse(content: bytes) -> Manifest:
                 f"format version {data['v']!r}, and this modalkit reads only {VERSION}"
             )
         return _from_json(data)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointCorruptError(f"not a manifest that modalkit writes ({error!r})") from error
 
 

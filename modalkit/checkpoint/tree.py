@@ -138,7 +138,7 @@ def unflatten(skeleton: object, leaves: Mapping[str, Any]) -> Any:
     """
     try:
         return _unflatten(skeleton, leaves)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointCorruptError(
             f"the tree of the manifest is not one that modalkit writes ({error!r})"
         ) from error
