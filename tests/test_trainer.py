@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ssl
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -565,6 +566,13 @@ def test_load_and_place_are_seeded_and_what_follows_differs():
     assert first.draws["place"] == second.draws["place"]
     pairs = zip(first.draws["after"], second.draws["after"], strict=True)
     assert all(one != other for one, other in pairs)
+
+
+def test_openssl_is_renewed_at_every_start_before_anything_else(monkeypatch):
+    trainer = Drawing()
+    monkeypatch.setattr(_ssl, "RAND_add", lambda data, entropy: trainer.calls.append("openssl"))
+    start(trainer)
+    assert trainer.calls == ["load", "openssl", "place"]
 
 
 def test_a_restored_start_places_alike_and_then_differs():

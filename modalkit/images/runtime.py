@@ -51,8 +51,8 @@ def requirements_layer(installed: frozenset[str] = frozenset()) -> tuple[ImageCa
 
 def package_mount() -> ImageCall:
     """Return the step that mounts the whole package, data files included, without bytecode."""
-    ignore = ["**/__pycache__", "**/*.pyc"]
-    return ImageCall("add_local_dir", (_PACKAGE, REMOTE_PACKAGE), {"ignore": ignore})
+    without = {"ignore": ["**/__pycache__"]}
+    return ImageCall("add_local_dir", (_PACKAGE, REMOTE_PACKAGE), without)
 
 
 def add_to(image: modal.Image) -> modal.Image:
