@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 import stat
+import tempfile
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -169,10 +171,8 @@ class VolumeService:
     async def VolumePutFiles(self, request: api_pb2.VolumePutFilesRequest) -> Empty:
         """Put uploaded files into the committed tree, all of them or none."""
         volume = self._volume(request.volume_id)
+        _check_targets(volume, [f.filename for f in request.files], request)
         for file in request.files:
-            target = _inside(volume, file.filename, follow=False)
-            if target.is_dir() or (target.exists() and request.disallow_overwrite_existing_files):
-                raise GRPCError(Status.ALREADY_EXISTS, f"{file.filename}: already exists")
             if not (self._plane.file_store / file.sha256_hex).is_file():
                 raise GRPCError(Status.NOT_FOUND, f"{file.filename}: was never uploaded")
 
@@ -184,6 +184,44 @@ class VolumeService:
 
         await _locked(volume, put)
         return Empty()
+
+    async def VolumePutFiles2(
+        self, request: api_pb2.VolumePutFiles2Request
+    ) -> api_pb2.VolumePutFiles2Response:
+        """Name the blocks that are still to be uploaded; with all here, put the files together."""
+        volume = self._volume(request.volume_id)
+        _check_targets(volume, [f.path for f in request.files], request)
+        missing = [
+            api_pb2.VolumePutFiles2Response.MissingBlock(
+                file_index=file_index,
+                block_index=block_index,
+                put_url=self._plane.blob_url(f"blob/{_block_name(block)}"),
+            )
+            for file_index, file in enumerate(request.files)
+            for block_index, block in enumerate(file.blocks)
+            if not await asyncio.to_thread(self._has_block, block)
+        ]
+        if not missing:
+            await _locked(volume, lambda: self._assemble(volume, request.files))
+        return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
+
+    def _has_block(self, block: api_pb2.VolumePutFiles2Request.Block) -> bool:
+        path = self._plane.blob_store / _block_name(block)
+        # A block that another client is uploading at this moment is there in part.
+        return path.is_file() and sha256(path.read_bytes()).digest() == block.contents_sha256
+
+    def _assemble(
+        self, volume: Volume, files: Iterable[api_pb2.VolumePutFiles2Request.File]
+    ) -> None:
+        for file in files:
+            with tempfile.NamedTemporaryFile(dir=volume.staging) as whole:
+                for index, block in enumerate(file.blocks):
+                    whole.seek(index * BLOCK_BYTES)
+                    whole.write((self._plane.blob_store / _block_name(block)).read_bytes())
+                whole.truncate(file.size)  # the client leaves out zeros at the end of a block
+                whole.flush()
+                Path(whole.name).chmod(file.mode & 0o777 or 0o644)
+                volume.put(Path(whole.name), file.path)
 
     async def VolumeRemoveFile(self, request: api_pb2.VolumeRemoveFileRequest) -> Empty:
         """Remove a file, or a directory with all that is in it."""
@@ -251,6 +289,21 @@ def _inside(volume: Volume, relative: str, *, follow: bool = True) -> Path:
         return volume.resolve(relative, follow=follow)
     except ValueError as error:
         raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
+
+
+def _check_targets(
+    volume: Volume,
+    names: Iterable[str],
+    request: api_pb2.VolumePutFilesRequest | api_pb2.VolumePutFiles2Request,
+) -> None:
+    for name in names:
+        target = _inside(volume, name, follow=False)
+        if target.is_dir() or (target.exists() and request.disallow_overwrite_existing_files):
+            raise GRPCError(Status.ALREADY_EXISTS, f"{name}: already exists")
+
+
+def _block_name(block: api_pb2.VolumePutFiles2Request.Block) -> str:
+    return f"block-{block.contents_sha256.hex()}"
 
 
 def _metadata(volume: Volume) -> api_pb2.VolumeMetadata:

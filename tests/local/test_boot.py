@@ -181,7 +181,7 @@ def test_a_volume_appears_at_a_path_that_does_not_exist(place, target):
     assert facts["targets"][target] == [["file"], True]
     assert facts["uid"] == os.getuid()
     assert (place / "source/written").exists()
-    assert not Path(target).exists()
+    assert not os.path.exists(target)  # noqa: PTH110 - also false where it may not be looked up
 
 
 @needs_mounts

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import modal
 import pytest
 
 from modalkit.errors import LocalPlaneError
-from modalkit.local import LocalPlane, _private
+from modalkit.local import LocalPlane, _private, fork_child
 from modalkit.local.fork_template import ForkTemplate
 
 from .conftest import APPS
@@ -157,6 +158,36 @@ def test_a_process_that_refuses_or_ends_fails_who_waits(tmp_path, said, reason):
         template.close()
 
     run(scenario())
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+def test_an_initialised_cuda_is_refused(monkeypatch):
+    torch = pytest.importorskip("torch")
+    loop = asyncio.new_event_loop()
+    assert fork_child._refusal(loop) is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert "CUDA is initialised" in fork_child._refusal(loop)
+    loop.close()
+
+
+def test_a_foreign_event_loop_is_refused():
+    assert "cannot be repaired" in fork_child._refusal(asyncio.BaseEventLoop())
+
+
+def test_background_threads_that_may_vanish_are_named(capsys):
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, name="monitor", daemon=True)
+    thread.start()
+    loop = asyncio.new_event_loop()
+    assert fork_child._refusal(loop) is None
+    said = capsys.readouterr().err
+    assert "background threads are not part of a fork snapshot: " in said
+    assert "monitor" in said
+    stop.set()
+    thread.join()
+    loop.close()
 
 
 # ---------------------------------------------------------------------------- modal's names
