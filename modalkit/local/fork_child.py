@@ -125,18 +125,11 @@ class Control:
 
     def receive(self) -> tuple[Order, list[int]] | None:
         """Wait for an order; None when the plane has closed the connection."""
-        header, descriptors, _, _ = socket.recv_fds(self.socket, 4, 2)
+        flags = socket.MSG_WAITALL
+        header, descriptors, _, _ = socket.recv_fds(self.socket, 4, 2, flags)
         if not header:
             return None
-        data = bytearray()
-        while len(header) < 4 or len(data) < int.from_bytes(header, "big"):  # noqa: PLR2004
-            wanted = 4 - len(header) or int.from_bytes(header, "big") - len(data)
-            if not (part := self.socket.recv(wanted)):
-                return None
-            if len(header) < 4:  # noqa: PLR2004
-                header += part
-            else:
-                data += part
+        data = self.socket.recv(int.from_bytes(header, "big"), flags)
         return json.loads(data), descriptors
 
 
@@ -166,30 +159,23 @@ def _serve(control: Control) -> tuple[Order, list[int]]:
     global _is_child  # noqa: PLW0603 - a fact about this process
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     generator = random.getstate()
-    children: dict[int, tuple[int, str]] = {}
+    children: dict[int, tuple[int, str]] = {}  # by a descriptor that is readable at their end
     poll = select.poll()
     poll.register(control.socket, select.POLLIN)
     control.send(op="ready")
     while True:
-        for descriptor, _ in poll.poll():
-            if descriptor in children:
-                poll.unregister(descriptor)
-                pid, name = children.pop(descriptor)
-                os.close(descriptor)
+        for ready, _ in poll.poll():
+            if ready in children:
+                poll.unregister(ready)
+                os.close(ready)
+                pid, name = children.pop(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 control.send(op="exited", container=name, code=code)
                 continue
             if (received := control.receive()) is None:
                 os._exit(0)
-            order, descriptors = received
-            try:
-                _pause_openmp()
-                _flush()
-                pid = os.fork()
-            except OSError as error:
-                control.send(op="failed", container=order["container"], reason=str(error))
-                continue
-            if pid == 0:
+            forked = _fork(control, received[0]["container"])
+            if forked == 0:
                 _is_child = True
                 control.socket.close()
                 for child in children:
@@ -198,13 +184,26 @@ def _serve(control: Control) -> tuple[Order, list[int]]:
                 # CPython gives a forked child another stream. A restored snapshot has the same
                 # one in every container, on Modal and here.
                 random.setstate(generator)
-                return order, descriptors
-            for received_descriptor in descriptors:
-                os.close(received_descriptor)
-            handle = os.pidfd_open(pid)
-            children[handle] = (pid, order["container"])
-            poll.register(handle, select.POLLIN)
-            control.send(op="forked", container=order["container"], pid=pid)
+                return received
+            for descriptor in received[1]:
+                os.close(descriptor)
+            if forked is not None:
+                handle = os.pidfd_open(forked)
+                children[handle] = (forked, received[0]["container"])
+                poll.register(handle, select.POLLIN)
+
+
+def _fork(control: Control, container: str) -> int | None:
+    try:
+        _pause_openmp()
+        _flush()
+        pid = os.fork()
+    except OSError as error:
+        control.send(op="failed", container=container, reason=str(error))
+        return None
+    if pid:
+        control.send(op="forked", container=container, pid=pid)
+    return pid
 
 
 def _become(order: Order, descriptors: list[int], template: int, directory: Path) -> None:
