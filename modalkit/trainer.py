@@ -6,8 +6,8 @@ Its hooks for Modal are private; users override plain methods, for which Python'
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,7 @@ class SnapshotTrainer:
         container_policy()
         # Only generators that are loaded can be seeded, and load() may be what imports them.
         for module in ("numpy", "torch"):
-            if importlib.util.find_spec(module) is not None:
+            with contextlib.suppress(ImportError):
                 importlib.import_module(module)
         # In the snapshot, so that a restored container need not import it for its first run.
         importlib.import_module("modalkit.runs.run")

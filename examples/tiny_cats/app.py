@@ -95,7 +95,7 @@ class CatTrainer(SnapshotTrainer):
             loader = DataLoader(train_set, batch_sampler=batches, num_workers=num_workers)
             epoch_steps = batches.steps_per_epoch
             steps, warmup = epochs * epoch_steps, warmup_epochs * epoch_steps
-            note(run.directory, f"attempt {run.attempt} starts at step {run.step} of {steps}")
+            note(run.directory, f"attempt {run.attempt} begins after step {run.step} of {steps}")
             for step, batch in zip(run.steps(steps), loader, strict=False):
                 rate = model.learning_rate(step, peak=lr, warmup_steps=warmup, total_steps=steps)
                 loss = model.update(network, optimizer, batch, lr=rate, clip=gradient_clip)
@@ -103,8 +103,7 @@ class CatTrainer(SnapshotTrainer):
                 if (step + 1) % epoch_steps == 0:
                     run.extra["val_acc"] = val_acc = model.accuracy(network, val_set)
                     run.log(val_acc=val_acc)
-                    epoch = (step + 1) // epoch_steps
-                    note(run.directory, f"epoch {epoch} loss {loss:.4f} val_acc {val_acc:.4f}")
+                    note(run.directory, f"step {step + 1} loss {loss:.4f} val_acc {val_acc:.4f}")
             weights = run.directory / output
             torch.save({k: v.cpu() for k, v in network.state_dict().items()}, weights)
         return {

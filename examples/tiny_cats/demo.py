@@ -12,6 +12,7 @@ import json
 import re
 import statistics
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +52,9 @@ INTERRUPTIONS = (
 
 @attrs.define
 class Watch:
-    """Follows one run through the lines that its containers print."""
+    """Follows the run that is going on through the lines that its containers print."""
 
     plane: LocalPlane
-    run_id: str
     total: int | None = None
     steps: dict[str, int] = attrs.field(factory=dict)
     """The last step that each container reported, in the order of their starts."""
@@ -71,11 +71,9 @@ class Watch:
             self._take(line)
 
     def _take(self, line: LogLine) -> None:
-        if found := re.search(r"starts at step (\d+) of (\d+)", line.text):
+        if found := re.search(r"\bstep (\d+)(?: of (\d+))?", line.text):
             self.steps[line.container] = int(found[1])
-            self.total = int(found[2])
-        elif (found := re.search(r"\bstep (\d+)\b", line.text)) and self.run_id in line.text:
-            self.steps[line.container] = int(found[1])
+            self.total = int(found[2]) if found[2] else self.total
 
     @property
     def newest(self) -> tuple[str, int]:
@@ -88,7 +86,7 @@ def train(
 ) -> Story:
     """Train once through the deployed app, strike as told, and read back what is on the Volume."""
     trainer = modal.Cls.from_name(APP_NAME, "CatTrainer", client=plane.client())()
-    watch = Watch(plane, run_id)
+    watch = Watch(plane)
     call = trainer.train.spawn(run_id, epochs=epochs)
     waiting = list(interruptions)
     struck: set[str] = set()
@@ -121,7 +119,7 @@ def finished(call: modal.FunctionCall) -> dict | None:
 def progress_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar that the yielded function moves."""
     columns = [
-        TextColumn("{task.description:12}"),
+        TextColumn("{task.description:16}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -190,8 +188,9 @@ def main(epochs: int, starts: int, output_dir: Path, *, keep: bool) -> None:
     with LocalPlane(state, engine="fork", strict_image=True) as plane:
         console.print("deploy and train; then once more, undisturbed", style="bold")
         plane.deploy(str(APP))
-        story = train(plane, "interrupted", epochs, INTERRUPTIONS)
-        control = train(plane, "control", epochs)
+        suffix = uuid.uuid4().hex[:4]  # a kept Volume knows the runs of the last time
+        story = train(plane, f"interrupted-{suffix}", epochs, INTERRUPTIONS)
+        control = train(plane, f"control-{suffix}", epochs)
         console.print("measure starts", style="bold")
         restored = start_times(plane, "restored", starts)
     with LocalPlane(snapshots=False, strict_image=True) as plane:

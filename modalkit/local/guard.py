@@ -18,6 +18,7 @@ import builtins
 import importlib
 import importlib.metadata
 import json
+import opcode
 import re
 import sys
 import types
@@ -71,7 +72,9 @@ class Guard:
             # The import comes first: one that fails anyway is nothing to speak about.
             module = original(name, globals, locals, fromlist, level)
             if level == 0 and globals is not None and self._is_own(globals.get("__file__")):
-                self._check(name, sys._getframe(1))  # noqa: SLF001 - as inspect does, but quick
+                caller = sys._getframe(1)  # noqa: SLF001 - as inspect does, but quick
+                if _is_statement(caller):
+                    self._check(name, caller)
             return module
 
         return guarded
@@ -172,6 +175,11 @@ def _requirements(name: str) -> list[str]:
 def _is_editable(distribution: str) -> bool:
     origin = importlib.metadata.distribution(distribution).read_text("direct_url.json")
     return bool(json.loads(origin or "{}").get("dir_info", {}).get("editable"))
+
+
+def _is_statement(caller: types.FrameType) -> bool:
+    """Tell an import statement from a call of compiled code, whose imports have no frame."""
+    return caller.f_code.co_code[caller.f_lasti] == opcode.opmap["IMPORT_NAME"]
 
 
 def _is_handled(caller: types.FrameType) -> bool:

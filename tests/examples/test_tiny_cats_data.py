@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -71,42 +65,13 @@ def test_a_missing_folder_says_what_fills_it(tmp_path: Path) -> None:
     assert f"modal run app.py::prepare_data --folder {tmp_path}" in message
 
 
-@pytest.fixture
-def tarball(tmp_path: Path) -> Iterator[tuple[str, bytes]]:
-    """Serve a small set, made like the real one, on the loopback interface."""
-    names = [f"Abyssinian_{i}.jpg" for i in range(7)] + [f"beagle_{i}.jpg" for i in range(9)]
-    folder = tmp_path / "served"
-    folder.mkdir()
-    with tarfile.open(folder / "images.tar.gz", "w:gz") as archive:
-        for name in names:
-            picture = io.BytesIO()
-            colour = (200, 120, 60) if name[0].isupper() else (20, 60, 200)
-            Image.new("RGB", (400, 300), colour).save(picture, "JPEG")
-            _add(archive, f"images/{name}", picture.getvalue())
-        _add(archive, "images/Abyssinian_100.jpg", b"not a picture")
-        _add(archive, "images/Abyssinian_100.mat", b"not a picture either")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield (
-            f"http://127.0.0.1:{server.server_port}/images.tar.gz",
-            (folder / "images.tar.gz").read_bytes(),
-        )
-        server.shutdown()
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
-
-
-def test_the_pet_set_becomes_an_image_folder(tmp_path: Path, tarball: tuple[str, bytes]) -> None:
+def test_the_pet_set_becomes_an_image_folder(
+    tmp_path: Path, pets_url: str, pets_tarball: Path
+) -> None:
     """Cats and others are told apart by name, what is no picture is left out, both load."""
-    source, content = tarball
-    digest = hashlib.md5(content).hexdigest()
+    digest = hashlib.md5(pets_tarball.read_bytes()).hexdigest()
 
-    counts = pets.fill(tmp_path / "cats", source, digest)
+    counts = pets.fill(tmp_path / "cats", pets_url, digest)
     train, val = data.load(str(tmp_path / "cats"))
 
     assert counts == {"cat": 7, "other": 9}
@@ -125,12 +90,10 @@ def test_a_filled_folder_is_not_downloaded_again(tmp_path: Path) -> None:
     assert pets.fill(tmp_path / "cats", "http://127.0.0.1:1/gone") == {"cat": 0, "other": 0}
 
 
-def test_a_torn_download_leaves_no_folder(tmp_path: Path, tarball: tuple[str, bytes]) -> None:
+def test_a_torn_download_leaves_no_folder(tmp_path: Path, pets_url: str) -> None:
     """A digest that does not match is an error, and the next call starts anew."""
-    source, _ = tarball
-
     with pytest.raises(OSError, match="expected 0000"):
-        pets.fill(tmp_path / "cats", source, "0000")
+        pets.fill(tmp_path / "cats", pets_url, "0000")
 
     assert not (tmp_path / "cats").exists()
-    assert pets.fill(tmp_path / "cats", source, "") == {"cat": 7, "other": 9}
+    assert pets.fill(tmp_path / "cats", pets_url, "") == {"cat": 7, "other": 9}

@@ -72,6 +72,13 @@ def test_a_package_that_the_image_lacks_is_named_with_its_line(venv):
     assert done.stderr.count("modalkit:") == 1
 
 
+def test_what_compiled_code_imports_is_its_own_affair(venv):
+    """It has no frame of its own: the app's module seems to import what it merely calls for."""
+    program = "import pickle\nassert pickle.loads(b'cskthing\\nvalue\\n.') == 1\n"
+    done = run(venv, program, strict=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_strict_it_is_not_found(venv):
     done = run(venv, "import skthing", strict=True)
     assert done.returncode == 1

@@ -1,0 +1,42 @@
+"""The trainers that README and guides show run as they are printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from modalkit.local import LocalPlane
+
+ROOT = Path(__file__).parents[2]
+TRAIN_STEP = """
+def train_step(model, optimizer):
+    optimizer.zero_grad()
+    loss = model(torch.randn(16, 8)).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss
+"""
+
+
+@pytest.mark.parametrize(
+    ("document", "arguments", "steps"),
+    [
+        ("README.md", ["--steps", "20"], 20),
+        ("docs/guides/first-trainer.md", ["--epochs", "1"], 64),
+    ],
+)
+def test_the_first_trainer_runs(
+    document: str, arguments: list[str], steps: int, tmp_path: Path
+) -> None:
+    """Copied into a file, it trains to the end."""
+    code = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)[0]
+    app = tmp_path / "app.py"
+    app.write_text(code + TRAIN_STEP)
+
+    with LocalPlane(strict_image=True) as plane:
+        plane.run(f"{app}::Trainer.train", "--run-id", "first", *arguments)
+        logs = "\n".join(line.text for line in plane.logs())
+
+    assert f"finished at step {steps}" in logs
