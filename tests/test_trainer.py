@@ -540,7 +540,7 @@ class Drawing(SnapshotTrainer):
         self.calls.append(phase)
         self.draws[phase] = (
             random.random(),
-            float(np.random.rand()),  # noqa: NPY002 - the global generator is what is tested
+            float(np.random.rand()),
             float(torch.rand(1)),
         )
 

@@ -18,7 +18,7 @@ from modalkit.snapshots import renew
 def draw():
     return (
         random.random(),
-        float(np.random.rand()),  # noqa: NPY002 - the global generator is what is renewed
+        float(np.random.rand()),
         float(torch.rand(1)),
     )
 
@@ -26,11 +26,11 @@ def draw():
 @pytest.fixture
 def memory():
     """Return a function that puts all generators back, as a restore of a snapshot does."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
 
     def restore():
         random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        np.random.set_state(states[1])
         torch.set_rng_state(states[2])
 
     yield restore
