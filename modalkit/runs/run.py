@@ -215,7 +215,7 @@ class Run:
             next_step=lambda: self.step,
         )
 
-    def log(self, **metrics: Any) -> None:
+    def log(self, /, **metrics: Any) -> None:
         """
         Log metrics of the current step: numbers, or tensors with one element.
 

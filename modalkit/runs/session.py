@@ -153,7 +153,8 @@ class Session:
         )
         ledger.write(self._directory, self.attempt)
         text = f"{cause} at step {step}" + (f" ({reason})" if reason else "")
-        self.events.say("ended", text, cause=cause, step=step)
+        self.events.flush()
+        self.events.say("ended", text, shown=self.events.latest, cause=cause, step=step)
         self.events.flush()
         if self._settings.commits.final or cause == "preempted":
             self.checkpointer.commit()

@@ -67,7 +67,8 @@ class Events:
         self._lines: list[str] = []
         self._metrics: dict[int, dict[str, Any]] = {}
         self._flushed_at = clock()
-        self._flushed_step: int | None = None
+        self._shown_at = self._flushed_at
+        self._shown_step: int | None = None
         self._said: set[str] = set()
         self._log = _line_logger()
         self.latest: dict[str, Scalar] = {}
@@ -77,16 +78,26 @@ class Events:
         """Note an event; it is written at the next flush."""
         self._lines.append(_dumps({"time": time.time(), "kind": kind, **fields}))
 
-    def say(self, kind: str, message: str, /, **fields: Any) -> None:
-        """Note an event and show it as a readable line now."""
-        self.emit(kind, message=message, **fields)
-        self._log(message, run=self._run_id)
+    def say(
+        self, kind: str, message: str, /, *, shown: Mapping[str, Any] | None = None, **fields: Any
+    ) -> None:
+        """
+        Note an event and show it as a readable line now.
 
-    def say_once(self, kind: str, message: str, /, **fields: Any) -> None:
+        Args:
+            kind: What happened, in one word.
+            message: The same as a phrase.
+            shown: Values for the line.
+            **fields: Values for the event.
+        """
+        self.emit(kind, message=message, **fields)
+        self._show(message, *(_words(name, value) for name, value in (shown or {}).items()))
+
+    def say_once(self, kind: str, message: str, /) -> None:
         """Like `say`, but the second event of this kind is dropped."""
         if kind not in self._said:
             self._said.add(kind)
-            self.say(kind, message, **fields)
+            self.say(kind, message)
 
     def log_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """
@@ -109,31 +120,36 @@ class Events:
         Write what was kept, and close the file again.
 
         Args:
-            step: Steps done, to show how fast it goes; None shows nothing.
+            step: Steps done, to note and show how fast it goes; None does neither.
         """
-        now = self._clock()
         for metrics_step, values in self._metrics.items():
             numbers = {name: _number(value) for name, value in values.items()}
             self.latest.update(numbers)
             self.emit("metrics", step=metrics_step, values=numbers)
         if self._metrics and step is not None:
             self.emit("progress", step=step)
-            self._show_progress(step, now)
+            self._show_progress(step)
         self._metrics.clear()
-        self._flushed_at = now
+        self._flushed_at = self._clock()
         if self._lines:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("".join(line + "\n" for line in self._lines))
             self._lines.clear()
 
-    def _show_progress(self, step: int, now: float) -> None:
-        fields: dict[str, Any] = dict(self.latest)
-        elapsed = now - self._flushed_at
-        if self._flushed_step is not None and elapsed > 0:
-            fields["steps/s"] = (step - self._flushed_step) / elapsed
-        self._flushed_step = step
-        self._log(f"step {step}", **fields, run=self._run_id)
+    def _show_progress(self, step: int) -> None:
+        """Show a line, unless there was one a moment ago: saves flush too, and may be frequent."""
+        elapsed = self._clock() - self._shown_at
+        if elapsed < FLUSH_EVERY_S:
+            return
+        words = [_words(name, value) for name, value in self.latest.items()]
+        if self._shown_step is not None:
+            words.append(f"{(step - self._shown_step) / elapsed:.1f} steps/s")
+        self._shown_at, self._shown_step = self._clock(), step
+        self._show(f"step {step}", *words)
+
+    def _show(self, *words: str) -> None:
+        self._log("  ".join([*words, f"run {self._run_id}"]))
 
 
 def read_events(run_directory: Path | str) -> Iterator[Event]:
@@ -226,27 +242,22 @@ def _number(value: Any) -> Scalar:
     return number if isinstance(number, (bool, int)) else float(number)
 
 
-def _line_logger() -> Callable[..., None]:
+def _line_logger() -> Callable[[str], None]:
     import structlog
 
     logger = structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
-        processors=[_render],
+        processors=[lambda _logger, _method, fields: fields["event"]],
         wrapper_class=structlog.BoundLogger,
         context_class=dict,
         cache_logger_on_first_use=True,
     )
 
-    def log(message: str, **fields: Any) -> None:
-        logger.info(message, **fields)
+    def log(line: str) -> None:
+        logger.info(line)
 
     return log
 
 
-def _render(_logger: object, _method: str, fields: Any) -> str:
-    """Render `step 120  loss 0.2134  38.1 steps/s  run cats-1a2b`."""
-    words = [str(fields.pop("event"))]
-    for name, value in fields.items():
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        words.append(f"{value:.1f} {name}" if name == "steps/s" else f"{name} {text}")
-    return "  ".join(words)
+def _words(name: str, value: object) -> str:
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

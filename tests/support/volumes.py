@@ -64,5 +64,12 @@ def _replace_tree(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         if path.is_dir():
             copy.mkdir(exist_ok=True)
-        else:
+        elif not _is_unchanged(path, copy):
             shutil.copy2(path, copy)
+
+
+def _is_unchanged(path: Path, copy: Path) -> bool:
+    if not copy.exists():
+        return False
+    new, old = path.stat(), copy.stat()
+    return (new.st_size, new.st_mtime_ns) == (old.st_size, old.st_mtime_ns)
