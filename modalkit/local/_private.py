@@ -1,7 +1,7 @@
 """
 Every private name of modal's that modalkit's local plane uses, in this one place.
 
-Only the fork engine needs any: it takes the container entrypoint apart at the moment of the
+The fork engine needs most of them: it takes the container entrypoint apart at the moment of the
 snapshot and puts it together again in each child. `probe` says whether the installed modal still
 has them all; where it does not, the plane uses the inline engine, which needs none.
 
@@ -28,6 +28,7 @@ NAMES: Final = (
     ("modal._runtime.task_lifecycle_manager", "TaskLifecycleManager.memory_restore"),
     ("modal._utils.async_utils", "synchronize_api"),
     ("modal._utils.async_utils", "synchronizer._close_loop"),
+    ("modal.client", "_Client._open"),
     ("modal.client", "_Client._stub"),
     ("modal.client", "_Client._prep_for_snapshot"),
     ("modal.client", "_Client._get_channel"),
@@ -207,3 +208,13 @@ def repair(loop: Any) -> None:
         loop._selector.register(key.fileobj, key.events, key.data)
     shared.close()
     loop._make_self_pipe()
+
+
+def open_client(server_url: str, token_id: str, token_secret: str) -> Any:
+    """Return a connected client: what `Client.from_env` does, for settings that are given."""
+    import modal
+    from modal_proto import api_pb2
+
+    client: Any = modal.Client(server_url, api_pb2.CLIENT_TYPE_CLIENT, (token_id, token_secret))
+    client._open()
+    return client

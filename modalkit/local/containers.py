@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from grpclib.server import Server
 from modal_proto import api_pb2
 
+from modalkit.errors import PrivateMountsError
+from modalkit.local.boot import mounts_available
 from modalkit.local.core import ENVIRONMENT
 from modalkit.local.fork_template import ForkTemplate
 from modalkit.local.image_commands import ImageFacts
@@ -55,6 +57,7 @@ class Launcher:
     def __init__(self, plane: Plane, make_servicer: Callable[[Container], Any]) -> None:
         self.plane = plane
         self._make_servicer = make_servicer
+        self._mounts_work = False
 
     def new_container(self, function: Function, kind: str) -> Container:
         """Register a container of *function*; `run` starts it."""
@@ -74,6 +77,7 @@ class Launcher:
         """Run *container* from its first file to its last process."""
         server = Server([self._make_servicer(container)])
         try:
+            await self._require_mounts(container)
             mounts = await asyncio.to_thread(self._lay_out, container)
             await server.start(path=str(container.directory / "plane.sock"))
             watch = self.plane.spawn(self._watch_start(container))
@@ -86,6 +90,14 @@ class Launcher:
             kill_group(container)
             server.close()
             await asyncio.to_thread(self._clean_up, container)
+
+    async def _require_mounts(self, container: Container) -> None:
+        """Refuse early, with the remedy, what this machine cannot do."""
+        if not container.function.definition.volume_mounts or self._mounts_work:
+            return
+        if (problem := await asyncio.to_thread(mounts_available)) is not None:
+            raise PrivateMountsError(problem)
+        self._mounts_work = True
 
     def _clean_up(self, container: Container) -> None:
         shutil.rmtree(container.directory, ignore_errors=True)
@@ -179,12 +191,18 @@ class Launcher:
             arguments.function_def.is_checkpointing_function = True
         (container.directory / "arguments.pb").write_bytes(arguments.SerializeToString())
 
-    def _guard(self, container: Container, facts: ImageFacts) -> dict[str, Any]:
-        roots = [str(container.directory / name) for name in CODE_DIRECTORIES]
+    def _guard(self, container: Container, facts: ImageFacts) -> dict[str, Any] | None:
+        """Return the import guard's arguments; None where the image cannot be read in full."""
+        if facts.unread:
+            line = (
+                f"modalkit: imports are not checked, since this cannot be read: {facts.unread[0]}"
+            )
+            self.plane.say_once(container, line)
+            return None
         return {
             "packages": sorted(facts.packages),
             "strict": self.plane.config.strict_image,
-            "roots": roots,
+            "roots": [str(container.directory / name) for name in CODE_DIRECTORIES],
         }
 
     # ------------------------------------------------------------------ start
@@ -203,6 +221,7 @@ class Launcher:
             "cwd": str(container.directory / "root"),
             "guard": self._guard(container, facts),
             "fork_socket": str(fork_socket) if fork_socket else None,
+            "parent": os.getpid(),
         }
         self._write_arguments(container)
         spec_path = container.directory / "boot.json"

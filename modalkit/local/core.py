@@ -19,6 +19,7 @@ import attrs
 from modal_proto import api_pb2
 
 from modalkit.local.image_commands import ImageFacts, parse
+from modalkit.local.processes import views_directory
 from modalkit.local.state import App, Call, Container, Function, Input, Pulse
 from modalkit.local.volumes import VolumeRegistry
 
@@ -114,8 +115,8 @@ class Plane:
 
     @property
     def views(self) -> Path:
-        """The containers' private Volume views: beside the Volumes, so that copies are cheap."""
-        return Path(self.config.state) / ".views"
+        """The containers' private Volume views."""
+        return views_directory(self.config.state, self.config.runtime)
 
     def blob_url(self, relative: str) -> str:
         """Return the URL under which the plane's own HTTP server offers *relative*."""
@@ -166,6 +167,14 @@ class Plane:
             function_id=container.function.id,
             items=[item],
         )
+
+    def say_once(self, container: Container, line: str) -> None:
+        """Show *line* in the app's logs, for the first container that it is true of."""
+        app = container.function.app
+        if line not in app.said:
+            app.said.add(line)
+            self.emit_output(container, api_pb2.FILE_DESCRIPTOR_STDERR, line + "\n")
+            self.record_line(container, "stderr", line)
 
     def record_line(self, container: Container, stream: str, text: str) -> None:
         """Keep one finished line of output for `LocalPlane.logs`."""

@@ -171,12 +171,13 @@ class LocalPlane:
 
     def _read_greeting(self, stream: IO[str]) -> int:
         line = stream.readline()
-        if not line:
+        greeting: dict[str, Any] = (
+            json.loads(line) if line else {"error": "see what it said on stderr above"}
+        )
+        if "error" in greeting:
             self.__exit__(None, None, None)
-            raise PlaneStartError(
-                "the local plane ended while it started; what it said is on stderr above"
-            )
-        pid: int = json.loads(line)["pid"]
+            raise PlaneStartError(f"the local plane did not start: {greeting['error']}")
+        pid: int = greeting["pid"]
         return pid
 
     def __exit__(
@@ -217,16 +218,12 @@ class LocalPlane:
 
         It goes into lookups: `modal.Cls.from_name("app", "Class", client=plane.client())`.
         """
-        import modal
-        from modal_proto import api_pb2
+        from modalkit.local._private import open_client
 
         env = self.env
-        client = modal.Client(
-            env["MODAL_SERVER_URL"],
-            api_pb2.CLIENT_TYPE_CLIENT,
-            (env["MODAL_TOKEN_ID"], env["MODAL_TOKEN_SECRET"]),
+        client: modal.Client = open_client(
+            env["MODAL_SERVER_URL"], env["MODAL_TOKEN_ID"], env["MODAL_TOKEN_SECRET"]
         )
-        client._open()  # noqa: SLF001 - what Client.from_env() does, for credentials that are not in the environment
         return client
 
     def modal(

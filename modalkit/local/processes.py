@@ -1,4 +1,4 @@
-"""Process trees, read from /proc."""
+"""What the plane and its warden must both know: process trees, and where views lie."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def _children(pid: int) -> list[int]:
             with contextlib.suppress(OSError):
                 found += [int(child) for child in (thread / "children").read_text().split()]
     return found
+
+
+def views_directory(state: str, runtime: str) -> Path:
+    """
+    Return where a plane keeps its containers' private Volume views.
+
+    Beside the Volumes, so that copies are cheap; one directory per plane, named as its runtime.
+    """
+    return Path(state) / ".views" / Path(runtime).name

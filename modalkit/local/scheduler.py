@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 from modal_proto import api_pb2
 
+from modalkit.errors import PrivateMountsError
 from modalkit.local import state
 from modalkit.local.core import default_max_containers
 from modalkit.local.state import App, Call, Container, Event, Function, Input, State, Status, new_id
@@ -257,12 +258,11 @@ class Scheduler:
         """Launch *container*, stay with it to its end, and pick up what it leaves."""
         try:
             await self.launcher.run(container, self)
+        except PrivateMountsError as refusal:
+            container.start_failure = _start_failure(str(refusal))
         except Exception as error:
             logger.exception("container %s could not be started", container.id)
-            container.start_failure = Result(
-                status=Result.GENERIC_STATUS_INIT_FAILURE,
-                exception=f"the local plane could not start the container: {error}",
-            )
+            container.start_failure = _start_failure(f"the local plane could not start it: {error}")
         self._bury(container)
 
     def _bury(self, container: Container) -> None:
@@ -306,12 +306,11 @@ class Scheduler:
         ):
             function.starts_failed += 1
             if function.starts_failed >= state.MAX_STARTS_FAILED:
-                status = Result.GENERIC_STATUS_INIT_FAILURE
                 text = (
                     f"{function.starts_failed} containers in a row ended before taking an input; "
                     f"the last with code {container.returncode}: {' | '.join(container.last_words)}"
                 )
-                self.fail_pending(function, Result(status=status, exception=text))
+                self.fail_pending(function, _start_failure(text))
 
     def drain(self, container: Container) -> None:
         """Give *container* nothing more; it ends when it has finished what it has."""
@@ -387,3 +386,7 @@ class Scheduler:
             await self.launcher.interrupt_then_kill(container, STOP_GRACE_S)
         elif not await self.launcher.wait_exit(container, STOP_GRACE_S):
             self.launcher.send(container, signal.SIGKILL)
+
+
+def _start_failure(text: str) -> api_pb2.GenericResult:
+    return Result(status=Result.GENERIC_STATUS_INIT_FAILURE, exception=text)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modalkit.local.processes import descendants
+from modalkit.local.processes import descendants, views_directory
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 IDLE_CLIENT_S = 60.0
@@ -66,15 +67,31 @@ def _sweep(configuration: dict[str, Any]) -> None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-    shutil.rmtree(Path(configuration["state"]) / ".views", ignore_errors=True)
+    views = views_directory(configuration["state"], configuration["runtime"])
+    shutil.rmtree(views, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        views.parent.rmdir()
     shutil.rmtree(configuration["runtime"], ignore_errors=True)
 
 
 def _serve(configuration: dict[str, Any]) -> None:
-    level = os.environ.get("MODALKIT_LOCAL_LOG", "warning").upper()
-    logging.basicConfig(level="WARNING", format="[local plane] %(message)s")
-    logging.getLogger("modalkit.local").setLevel(level)
-    asyncio.run(_amain(configuration))
+    state = Path(configuration["state"])
+    with (state / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _greet({"error": f"another plane is using {state}; give each its own state directory"})
+            return
+        shutil.rmtree(state / ".views", ignore_errors=True)  # left by one that was killed
+        level = os.environ.get("MODALKIT_LOCAL_LOG", "warning").upper()
+        logging.basicConfig(level="WARNING", format="[local plane] %(message)s")
+        logging.getLogger("modalkit.local").setLevel(level)
+        asyncio.run(_amain(configuration))
+
+
+def _greet(greeting: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(greeting) + "\n")
+    sys.stdout.flush()
 
 
 async def _amain(configuration: dict[str, Any]) -> None:
@@ -104,8 +121,7 @@ async def _amain(configuration: dict[str, Any]) -> None:
         Control(plane, scheduler).serve, plane.runtime / "control.sock"
     )
     plane.spawn(_reap_silent_clients(plane, scheduler))
-    sys.stdout.write(json.dumps({"pid": os.getpid()}) + "\n")
-    sys.stdout.flush()
+    _greet({"pid": os.getpid()})
     await _owner_gone()
     plane.is_closing = True
     control.close()

@@ -125,6 +125,8 @@ class App:
     function_ids: dict[str, str] = attrs.field(factory=dict)
     class_ids: dict[str, str] = attrs.field(factory=dict)
     logs: list[api_pb2.TaskLogsBatch] = attrs.field(factory=list)
+    said: set[str] = attrs.field(factory=set)
+    """What the plane itself has said in them."""
     is_stopping: bool = False
     is_done: bool = False
     last_seen: float = 0.0

@@ -35,7 +35,7 @@ STEPS = 45
 PATIENCE_S = 120.0
 
 
-class Mismatch(Exception):
+class MismatchError(Exception):
     """An interrupted run did not end as the control run did."""
 
 
@@ -129,7 +129,7 @@ class Campaign:
         Carry out one plan and return a line about it.
 
         Raises:
-            Mismatch: The run did not survive it unchanged.
+            MismatchError: The run did not survive it unchanged.
         """
         run_id = f"victim-{plan.number}"
         call = self._start(run_id, restored=plan.is_restored, num_workers=plan.num_workers)
@@ -149,13 +149,13 @@ class Campaign:
 
     def _check(self, plan: Plan, run_id: str, summary: Mapping[str, Any], seen: int) -> None:
         if summary["status"] != "finished":
-            raise Mismatch(f"it ended as {summary}")
+            raise MismatchError(f"it ended as {summary}")
         durable = seen // EVERY_STEPS * EVERY_STEPS if plan.is_kill else seen
         if (summary["resumed_at"] or 0) < durable:
-            raise Mismatch(f"it resumed at {summary['resumed_at']}, {durable} was durable")
+            raise MismatchError(f"it resumed at {summary['resumed_at']}, {durable} was durable")
         directory = self._directory(run_id, restored=plan.is_restored)
         if (text := difference(fingerprint(directory), self._expected)) is not None:
-            raise Mismatch(text)
+            raise MismatchError(text)
 
     def _start(self, run_id: str, *, restored: bool, num_workers: int) -> modal.FunctionCall[Any]:
         victim = modal.Cls.from_name("kills", "Victim", client=self._clients[restored])
@@ -173,7 +173,7 @@ class Campaign:
         deadline = time.monotonic() + PATIENCE_S
         while not any(step >= plan.at_step for step in self._steps_begun(plan, run_id)):
             if time.monotonic() > deadline:
-                raise Mismatch(
+                raise MismatchError(
                     f"it never reached step {plan.at_step}: {plane.containers(all=True)}"
                 )
             time.sleep(0.003)
@@ -201,7 +201,7 @@ def run_plans(running: Campaign, todo: list[Plan], say: Any = lambda text: None)
     for plan in todo:
         try:
             say(f"{plan.number + 1}/{len(todo)} {running.interrupt(plan)}")
-        except (Mismatch, modal.exception.Error, TimeoutError) as error:
+        except (MismatchError, modal.exception.Error, TimeoutError) as error:
             wrong.append(f"{plan}: {type(error).__name__}: {error}")
             say(f"{plan.number + 1}/{len(todo)} WRONG {wrong[-1]}")
     return wrong

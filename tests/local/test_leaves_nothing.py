@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from modalkit.errors import PlaneStartError
 from modalkit.local import LocalPlane
 from modalkit.local.processes import descendants
 
@@ -26,7 +26,8 @@ app = modal.App("sleeper")
 
 @app.function(timeout=600)
 def sleep():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    code = "import time; time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     print("PIDS", os.getpid(), child.pid, flush=True)
     time.sleep(600)
 
@@ -65,7 +66,7 @@ def container_pids(plane: LocalPlane) -> list[int]:
 
 
 def plane_directories() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mk-")}
+    return {path.name for path in Path(tempfile.gettempdir()).glob("mk-*")}
 
 
 def start_client(plane: LocalPlane, app_file: Path) -> subprocess.Popen[bytes]:
@@ -78,7 +79,7 @@ def start_client(plane: LocalPlane, app_file: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_client_that_is_killed_takes_its_app_with_it(app_file: Path) -> None:
-    with LocalPlane(engine="inline") as plane, start_client(plane, app_file) as client:
+    with LocalPlane() as plane, start_client(plane, app_file) as client:
         until(lambda: container_pids(plane), "the container to start", 30)
         client.kill()
         until(lambda: not plane.containers(), "the app to be reaped")
@@ -86,7 +87,7 @@ def test_a_client_that_is_killed_takes_its_app_with_it(app_file: Path) -> None:
 
 
 def test_a_client_that_is_interrupted_stops_its_app(app_file: Path) -> None:
-    with LocalPlane(engine="inline") as plane, start_client(plane, app_file) as client:
+    with LocalPlane() as plane, start_client(plane, app_file) as client:
         until(lambda: container_pids(plane), "the container to start", 30)
         client.send_signal(signal.SIGINT)
         client.wait(20)
@@ -98,7 +99,7 @@ def test_a_plane_that_is_killed_leaves_no_container_and_no_directory(
     app_file: Path, victim: str
 ) -> None:
     before = plane_directories()
-    with LocalPlane(engine="inline") as plane, start_client(plane, app_file) as client:
+    with LocalPlane() as plane, start_client(plane, app_file) as client:
         until(lambda: container_pids(plane), "the container to start", 30)
         pids = container_pids(plane)
         warden = plane._process.pid
@@ -146,7 +147,7 @@ def test_an_ordinary_end_leaves_nothing_but_the_state(tmp_path: Path) -> None:
         pids = [container.pid for container in plane.containers(all=True)]
     assert not any(map(is_running, pids))
     assert plane_directories() <= before
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["volumes"]
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"volumes", ".lock"}
     with LocalPlane(tmp_path / "state") as plane:
         assert list(plane.volume("attempts").committed().iterdir())
 
@@ -160,12 +161,31 @@ def test_the_plane_is_private(tmp_path: Path) -> None:
 
 def test_a_plane_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "volumes").write_text("a file where a directory belongs")
-    code = textwrap.dedent(
-        f"""
-        from modalkit.local import LocalPlane
-        with LocalPlane({str(tmp_path)!r}): pass
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = f"from modalkit.local import LocalPlane\nwith LocalPlane({str(tmp_path)!r}): pass"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "PlaneStartError" in done.stderr
     assert "FileExistsError" in done.stderr
+
+
+def test_two_planes_do_not_share_a_state_directory(tmp_path: Path) -> None:
+    with LocalPlane(tmp_path) as first:
+        with pytest.raises(PlaneStartError, match="another plane"), LocalPlane(tmp_path):
+            pass
+        assert first.containers() == []  # and the first one lives on
+    with LocalPlane(tmp_path) as later:
+        assert later.containers() == []
+
+
+def test_a_machine_that_forbids_private_mounts_says_so_with_the_remedy(tmp_path: Path) -> None:
+    # In a user namespace of its own, the limit on further ones is ours to set.
+    forbid = "echo 0 > /proc/sys/user/max_user_namespaces; exec "
+    command = f"{sys.executable} -m modalkit.cli local run {APPS / 'volumes.py'}::write_read_only"
+    done = subprocess.run(
+        ["unshare", "-Ur", "sh", "-c", forbid + command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 1
+    assert "max_user_namespaces" in said
