@@ -67,6 +67,8 @@ class Manifest:
     """Steps done."""
     epoch: int
     """Number of the attempt that wrote it: the fencing token."""
+    serial: int
+    """Tells two checkpoints of one attempt at one step apart: the higher is the later."""
     writer: str
     packs: tuple[Pack, ...]
     rows: tuple[Row, ...]
@@ -81,6 +83,7 @@ class Manifest:
             "v": VERSION,
             "step": self.step,
             "epoch": self.epoch,
+            "serial": self.serial,
             "writer": self.writer,
             "packs": [attrs.asdict(pack) for pack in self.packs],
             "tensors": [attrs.asdict(row) for row in self.rows],
@@ -125,6 +128,7 @@ def _from_json(data: Mapping[str, Any]) -> Manifest:
     return Manifest(
         step=_natural(data["step"]),
         epoch=_natural(data["epoch"]),
+        serial=_natural(data["serial"]),
         writer=_string(data["writer"]),
         packs=packs,
         rows=rows,

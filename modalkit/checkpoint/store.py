@@ -131,6 +131,7 @@ class Store:
         self._writer = writer
         self._epoch = epoch
         self._fenced = fenced - {writer}
+        self._serial = 0
 
     def publish(self, step: int, state: Mapping[str, Any]) -> Checkpoint:
         """
@@ -187,6 +188,7 @@ class Store:
         self, step: int, skeleton: Any, copies: Mapping[str, Bulk], alias: Mapping[str, str]
     ) -> Checkpoint:
         self._directory.mkdir(parents=True, exist_ok=True)
+        self._serial += 1
         tag = f"{step:010d}-{self._writer}-{secrets.token_hex(4)}"
         bytes_name, manifest_name = f"pack-{tag}.safetensors", f"ckpt-{tag}.json"
         with self._removed_on_failure(bytes_name, manifest_name):
@@ -199,6 +201,7 @@ class Store:
             content = Manifest(
                 step=step,
                 epoch=self._epoch,
+                serial=self._serial,
                 writer=self._writer,
                 packs=packs,
                 rows=tuple(rows),
@@ -291,9 +294,9 @@ def _read_manifest(path: Path) -> Manifest:
         raise CheckpointCorruptError(f"the manifest cannot be read: {error}") from error
 
 
-def _age(item: tuple[str, Manifest]) -> tuple[int, int, str]:
+def _age(item: tuple[str, Manifest]) -> tuple[int, int, int, str]:
     file, record = item
-    return record.epoch, record.step, file
+    return record.epoch, record.step, record.serial, file
 
 
 def _sizes_hold(directory: Path, record: Manifest) -> bool:

@@ -20,14 +20,14 @@ from modalkit.errors import RunError
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def run_directory(mount: Path | str, run_id: str) -> Path:
+def run_directory(mount: Path | str, run_id: object) -> Path:
     """
     Return where a run lives: `<mount>/runs/<run_id>`.
 
     Raises:
         RunError: *run_id* is no name for a directory that is safe everywhere.
     """
-    if not _RUN_ID.fullmatch(str(run_id)):
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
         raise RunError(
             f"run_id={run_id!r}: a run id is 1 to 64 letters, digits, '.', '_' or '-', and begins "
             f"with a letter or digit. Make it once, on the caller's side, and pass it to the "

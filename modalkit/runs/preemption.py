@@ -47,7 +47,9 @@ class PreemptionWatch:
         self._saving_s = saving_s
         self._pid = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
-        self._over = _thread.allocate_lock()
+        # Held while a countdown may end in an interrupt; released to end it in silence.
+        self._countdown = _thread.allocate_lock()
+        self._is_armed = False
         self.requested = False
         self.raised = False
         self.is_watching = False
@@ -57,7 +59,8 @@ class PreemptionWatch:
     def __enter__(self) -> Self:
         # Python runs handlers in the main thread only, and lets no other install them.
         if threading.current_thread() is threading.main_thread():
-            self._over.acquire()
+            self._countdown.acquire()
+            self._is_armed = True
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._on_signal)
             self.is_watching = True
@@ -68,9 +71,14 @@ class PreemptionWatch:
             # Whoever replaced ours has taken over; None is a handler that Python cannot set.
             if signal.getsignal(number) == self._on_signal and previous is not None:
                 signal.signal(number, previous)
-        if self._previous:
-            self._previous.clear()
-            self._over.release()
+        self._previous.clear()
+        self.disarm()
+
+    def disarm(self) -> None:
+        """Let the main thread finish what it does now: it is on its way out, and saving."""
+        if self._is_armed:
+            self._is_armed = False
+            self._countdown.release()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -90,8 +98,8 @@ class PreemptionWatch:
 
     def _raise_later(self, delay_s: float) -> None:
         """In a thread of its own, because SIGALRM may be in use by the program."""
-        if self._over.acquire(timeout=delay_s):
-            self._over.release()
+        if self._countdown.acquire(timeout=delay_s):
+            self._countdown.release()
             return
         main = threading.main_thread().ident
         assert main is not None

@@ -151,6 +151,7 @@ class Run:
         _traceback: TracebackType | None,
     ) -> None:
         self._is_active = False
+        self._watch.disarm()
         with self._cleanup:
             cause = self._cause(error)
             self._end(cause, error)
@@ -358,6 +359,7 @@ class Run:
     def _leave_if_asked(self, session: Session) -> None:
         if not self._watch.requested:
             return
+        self._watch.disarm()
         if not self._watch.raised and session.checkpointer.saved_step != self.step:
             self._save(session, must_commit=True)
         # Where it was raised already, the body has swallowed it, and its step is half done.

@@ -93,6 +93,13 @@ def test_newest_is_the_highest_epoch_then_the_highest_step(tmp_path):
     assert read(tmp_path).step == 250
 
 
+def test_of_two_checkpoints_of_one_step_the_later_is_the_newest(tmp_path):
+    writer = make(tmp_path)
+    for serial in range(8):
+        newest = writer.publish(5, {"objects": {}, "values": {"serial": serial}}).file
+        assert (read(tmp_path).file, read(tmp_path).values) == (newest, {"serial": serial})
+
+
 def test_without_a_checkpoint_the_error_says_what_is_there(tmp_path):
     with pytest.raises(CheckpointError, match=r"no valid checkpoint in .*no manifest"):
         read(tmp_path)
