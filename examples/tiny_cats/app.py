@@ -15,6 +15,7 @@ import json
 import time
 import uuid
 from pathlib import Path
+from typing import Literal
 
 import modal
 
@@ -34,7 +35,7 @@ app = modal.App("tiny-cats", image=image)
 training = Deployment.training(
     outputs=("/outputs", outputs),
     retries=RetryPolicy(max_retries=10),
-    checkpoints=CheckpointPolicy(every_s=5, keep_last=3),
+    checkpoints=CheckpointPolicy(every_s=5, keep_last=3),  # one megabyte each: often is cheap
     timeout_s=4 * 3600,
 )
 
@@ -146,7 +147,7 @@ def main(
     epochs: int = 10,
     batch_size: int = 32,
     lr: float = 1e-3,
-    backbone: str = "cnn",
+    backbone: Literal["cnn", "resnet"] = "cnn",
     num_workers: int = 0,
     gradient_clip: float = 1.0,
     warmup_epochs: int = 1,
