@@ -36,3 +36,11 @@ def test_a_planted_defect_is_reported(mutant: Mutant, running: Campaign) -> None
         package = mutant.plant(Path(directory))
         with running.with_package(package) as defective:
             assert run_plans(defective, list(mutant.plans))
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+def test_interruptions_on_a_gpu_change_nothing(running: Campaign) -> None:
+    todo = plans(8, 2, random.Random(0))
+    assert run_plans(running, todo) == []
+    assert running.devices() == {"cuda"}

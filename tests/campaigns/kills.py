@@ -124,6 +124,11 @@ class Campaign:
         self._start("control", restored=True, num_workers=0).get(PATIENCE_S)
         self._expected = fingerprint(self._directory("control", restored=True))
 
+    def devices(self) -> set[str]:
+        """Return what the containers trained on."""
+        lines = [line.text.split() for plane in self._planes.values() for line in plane.logs()]
+        return {words[1] for words in lines if words[:1] == ["DEVICE"]}
+
     def interrupt(self, plan: Plan) -> str:
         """
         Carry out one plan and return a line about it.

@@ -57,15 +57,15 @@ MUTANTS = (
     Mutant(
         "the generators are not restored",
         "runs/run.py",
-        'self._training_stream = loaded.values["rng"]',
+        'self._training_stream = values["rng"]',
         "self._training_stream = seeding.capture()",
         (_plan(kill=True, at_step=14),),
     ),
     Mutant(
         "the step is off by one",
         "runs/run.py",
-        "self.step = loaded.step if loaded else 0",
-        "self.step = loaded.step + 1 if loaded else 0",
+        "self.step = session.resumed_at or 0",
+        "self.step = (session.resumed_at or -1) + 1",
         (_plan(kill=True, at_step=14),),
     ),
     Mutant(
