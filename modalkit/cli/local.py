@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +74,21 @@ def run(
         snapshots=True if snapshots else None,
         strict_image=strict_image,
     )
-    with plane:
+    with plane, _interrupts_left_to_modal():
         completed = plane.run(app_ref, *arguments, check=False)
     sys.exit(completed.returncode)
+
+
+@contextmanager
+def _interrupts_left_to_modal() -> Iterator[None]:
+    """
+    Let a Ctrl-C do what it does under `modal run`: the client stops the app, containers may save.
+
+    The client is in this process's group and hears it too. A handler, unlike SIG_IGN, is not
+    inherited by it.
+    """
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -96,8 +96,8 @@ class LocalPlane:
     Args:
         state: Directory that keeps Volumes from one plane to the next; None for a temporary one.
         engine: How a memory snapshot is taken: "inline" goes on in the same process (works
-            everywhere, no speed-up), "fork" restores in milliseconds (Linux), "auto" is fork where
-            this machine and this modal allow it.
+            with every modal, no speed-up), "fork" restores in milliseconds, "auto" is fork where
+            the installed modal allows it.
         snapshots: None for deployed apps only, as on Modal; True also under `run`; False never.
         strict_image: An import that the image's install steps do not cover fails, as it would on
             Modal; else it warns.
@@ -140,6 +140,11 @@ class LocalPlane:
     # ------------------------------------------------------------------ life
 
     def __enter__(self) -> Self:
+        if sys.platform != "linux":
+            raise PlaneStartError(
+                f"the local plane needs Linux (namespaces, /proc), and this is {sys.platform}; "
+                "run it in a Linux virtual machine or container"
+            )
         engine = choose_engine(self._engine)
         self._runtime = Path(tempfile.mkdtemp(prefix="mk-"))
         state = self._state or self._runtime / "state"
@@ -358,13 +363,13 @@ def choose_engine(wanted: Literal["auto", "inline", "fork"]) -> Literal["inline"
     Return the snapshot engine to use.
 
     Raises:
-        PlaneStartError: "fork" was asked for and this machine or this modal does not allow it.
+        PlaneStartError: "fork" was asked for and the installed modal does not allow it.
     """
     if wanted == "inline":
         return "inline"
     from modalkit.local._private import probe
 
-    missing = probe() if sys.platform == "linux" else "it needs Linux"
+    missing = probe()
     if missing is None:
         return "fork"
     if wanted == "fork":

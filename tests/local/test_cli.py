@@ -1,6 +1,7 @@
 """`modalkit local run`, started as a user starts it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,28 @@ def test_strict_image_fails_where_modal_would(tmp_path: Path) -> None:
     assert strict.returncode == 1
     assert "ModuleNotFoundError" in strict.stdout + strict.stderr
     assert '.uv_pip_install("scikit-image")' in strict.stdout + strict.stderr
+
+
+def test_a_ctrl_c_lets_containers_save_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("modalkit")), "local", "run", "--state", "kept"]
+    target = f"{APPS / 'lifecycle.py'}::Worker.climb"
+    process = subprocess.Popen(
+        [*command, target, "--steps", "500"],
+        cwd=tmp_path,
+        env=BARE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "NOTE anna step 3":
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    process.stdout.read()
+    process.wait(30)
+    committed = tmp_path / "kept" / "volumes" / "progress" / "committed"
+    assert [path.read_text() for path in committed.glob("exit-*")] == ["bye"]
 
 
 def test_help_teaches(tmp_path: Path) -> None:
