@@ -5,7 +5,7 @@ Every error that modalkit raises of its own, in one tree.
     |- UsageError (also ValueError)      you called us wrongly; nothing was done
     |  |- PolicyError                    a policy or deployment value is outside Modal's limits
     |  |- RecipeError                    an image recipe that cannot be built as written
-    |  |- LifecycleError                 a trainer class that Modal would run differently than written
+    |  |- LifecycleError                 a class that Modal would run differently than written
     |  `- RunError                       a run id, configuration or argument that a run refuses
     |     `- RunConfigMismatchError      a known run id, called with another configuration
     |- MissingDependencyError (also ImportError)   a package that the image or venv lacks
@@ -50,7 +50,7 @@ class RunError(UsageError):
 
 
 class RunConfigMismatchError(RunError):
-    """Expected: a known run id was called with a configuration that differs from the first call's."""
+    """Expected: a known run id was called with another configuration than at first."""
 
 
 class MissingDependencyError(ModalkitError, ImportError):
