@@ -106,6 +106,19 @@ def test_nothing_is_removed_before_what_replaces_it_is_committed(tmp_path):
     assert read(bench.volume.committed).step == 3
 
 
+def test_a_commit_that_fails_removes_nothing(tmp_path):
+    bench = Bench(tmp_path, CheckpointPolicy(every_steps=1, keep_last=1))
+    bench.save(1)
+
+    def refuse() -> None:
+        raise ConnectionError("no route to the server")
+
+    bench.volume.commit = refuse
+    with pytest.raises(ConnectionError):
+        bench.save(2)
+    assert len(list((bench.volume.mount / "checkpoints").glob("ckpt-*"))) == 2
+
+
 def test_metrics_are_written_before_the_checkpoint_that_they_belong_to(tmp_path, monkeypatch):
     bench = Bench(tmp_path)
     order = []

@@ -55,6 +55,12 @@ def test_what_a_commit_acknowledged_is_never_lost(campaign, tree):
 
 
 @pytest.mark.parametrize("tree", ["committed", "view"])
+def test_no_manifest_is_ever_there_before_its_data(campaign, tree):
+    _, crashes = campaign
+    assert not [crash["number"] for crash in crashes if crash[tree]["skipped"]]
+
+
+@pytest.mark.parametrize("tree", ["committed", "view"])
 def test_what_a_killed_attempt_left_is_swept(campaign, tree):
     _, crashes = campaign
     for crash in crashes:

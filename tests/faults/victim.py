@@ -24,7 +24,7 @@ import modalkit
 from modalkit.checkpoint.store import read
 from modalkit.errors import CheckpointError
 from modalkit.runs.attempts import read_attempts
-from modalkit.telemetry.events import read_metrics
+from modalkit.telemetry.events import read_events, read_metrics
 from tests.support.volumes import DirectoryVolume
 
 STEPS = 2
@@ -155,6 +155,11 @@ def resume(root: Path, name: str) -> dict:
         "status": status,
         "resumed_at": read_attempts(directory)[-1].resumed_at if status == 0 else None,
         "outcome": repr(outcome(directory)) if status == 0 else None,
+        "skipped": [
+            event.fields["message"]
+            for event in read_events(directory)
+            if event.kind == "checkpoint_skipped"
+        ],
         "litter": sorted(p.name for p in folder.glob(".tmp*")) if status == 0 else [],
         "manifests": len(list(folder.glob("ckpt-*"))),
         "packs": len(list(folder.glob("pack-*"))),

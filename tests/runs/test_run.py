@@ -83,6 +83,15 @@ def test_the_attempt_is_committed_before_user_code_runs(volume):
         assert run.attempt == 1
 
 
+def test_so_is_every_later_attempt_and_where_it_resumes(volume):
+    Training(volume).fit(4)
+    volume = volume.next_container()
+    with Training(volume).open() as run:
+        attempt = read_attempts(directory(volume))[-1]
+        assert (attempt.number, attempt.cause, attempt.resumed_at) == (2, "running", 4)
+        assert (run.attempt, run.resumed_at) == (2, 4)
+
+
 def test_started_at_is_when_run_was_called(volume, monkeypatch):
     import time
 
