@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO, Final
 import attrs
 import xxhash
 
-from modalkit.checkpoint import bulk
+from modalkit.checkpoint import bulk, disk
 from modalkit.checkpoint.bulk import Bulk
 from modalkit.checkpoint.manifest import Row
 from modalkit.errors import CheckpointCorruptError
@@ -58,8 +57,7 @@ def write_pack(path: Path, leaves: Mapping[str, Bulk]) -> list[Row]:
             digest = xxhash.xxh3_128_hexdigest(leaf.data)
             place = start + offset, leaf.data.nbytes
             rows.append(Row(name, leaf.kind, leaf.dtype, leaf.shape, 0, *place, digest))
-        file.flush()
-        os.fsync(file.fileno())
+        disk.sync_file(file)
     return rows
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from modalkit.checkpoint import bulk, manifest, pack, tree
+from modalkit.checkpoint import bulk, disk, manifest, pack, tree
 from modalkit.checkpoint.bulk import Bulk
 from modalkit.checkpoint.manifest import MANIFEST_NAME, PACK_NAME, Manifest, Pack, Row
 from modalkit.errors import CheckpointCorruptError, CheckpointError
@@ -212,7 +212,7 @@ class Store:
             if copies:
                 self._path(_TEMPORARY + bytes_name).rename(self._path(bytes_name))
             self._path(_TEMPORARY + manifest_name).rename(self._path(manifest_name))
-        _sync_directory(self._directory)
+        disk.sync_directory(self._directory)
         total = len(content) + sum(p.bytes for p in packs)
         return Checkpoint(manifest_name, step, self._epoch, total)
 
@@ -339,15 +339,4 @@ def _check_size(path: Path, expected: int) -> None:
 def _write_file(path: Path, content: bytes) -> None:
     with path.open("xb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    """Force the renames to a local disk; a Volume refuses this and needs only the commit."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        disk.sync_file(file)

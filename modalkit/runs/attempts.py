@@ -66,7 +66,7 @@ class Attempt:
 def write(run_directory: Path, attempt: Attempt) -> None:
     """Write or replace the file of *attempt*."""
     path = run_directory / ATTEMPTS / attempt.file_name
-    files.write_json(path, attrs.asdict(attempt), scratch=run_directory)
+    files.write_json(path, attrs.asdict(attempt), temporary=_temporary(run_directory, attempt))
 
 
 def read_attempts(run_directory: Path | str) -> list[Attempt]:
@@ -83,17 +83,22 @@ def read_attempts(run_directory: Path | str) -> list[Attempt]:
         if _FILE_NAME.fullmatch(path.name) and content is not None:
             found.append(_parse(content))
     found.sort(key=lambda attempt: (attempt.number, attempt.started_at))
-    furthest = _furthest_steps(directory)
     return [
         attempt
         if attempt.cause != "running"
         else attrs.evolve(
             attempt,
             cause="running" if attempt is found[-1] else "lost",
-            step=max(attempt.step, furthest.get((attempt.number, attempt.container), 0)),
+            step=_furthest_step(directory, attempt),
         )
         for attempt in found
     ]
+
+
+def remove_leftovers(run_directory: Path, earlier: Sequence[Attempt]) -> None:
+    """Remove what earlier attempts were writing to the ledger when they were killed."""
+    for attempt in earlier:
+        _temporary(run_directory, attempt).unlink(missing_ok=True)
 
 
 def recomputed_steps(attempts: Sequence[Attempt]) -> int:
@@ -119,11 +124,17 @@ def _parse(content: Mapping[str, Any]) -> Attempt:
     return Attempt(**{key: value for key, value in content.items() if key in known})
 
 
-def _furthest_steps(run_directory: Path) -> dict[tuple[int, str], int]:
-    """Return how far each attempt came, by the events that it committed."""
-    furthest: dict[tuple[int, str], int] = {}
-    for event in events.read_events(run_directory):
-        key = event.attempt, event.container
-        if event.kind in ("checkpoint", "progress"):
-            furthest[key] = max(furthest.get(key, 0), event.fields["step"])
-    return furthest
+def _temporary(run_directory: Path, attempt: Attempt) -> Path:
+    """Not in the ledger's folder, which holds attempts and nothing else."""
+    return run_directory / f".tmp-{attempt.file_name}"
+
+
+def _furthest_step(run_directory: Path, attempt: Attempt) -> int:
+    """Return how far an attempt came that wrote no end, by the events that it committed."""
+    path = run_directory / events.EVENTS / f"{attempt.number}-{attempt.container}.jsonl"
+    steps = (
+        event.fields["step"]
+        for event in events.read_file(path)
+        if event.kind in ("checkpoint", "progress")
+    )
+    return max(steps, default=attempt.step)

@@ -117,7 +117,9 @@ def _write(directory: Path, config: RunConfig) -> None:
         "created_at": time.time(),
     }
     directory.mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / RUN_FILE, content, scratch=directory)
+    # Attempts that start at once write the same content, each by way of a file of its own.
+    temporary = directory / f".tmp-{files.container_id()}-{RUN_FILE}"
+    files.write_json(directory / RUN_FILE, content, temporary=temporary)
 
 
 def _differences(then: RunConfig, now: RunConfig) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modalkit.checkpoint import disk
 from modalkit.errors import RunError
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -48,20 +49,18 @@ def container_id() -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "-", name)[-100:]
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, scratch: Path) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, temporary: Path) -> None:
     """
-    Write *content* to *path* by way of a temporary file in *scratch*, on the same disk.
+    Write *content* to *path* by way of *temporary*, which is on the same disk and nobody else's.
 
     Whoever reads, whenever a container dies, finds the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = scratch / f".tmp-{secrets.token_hex(8)}-{path.name}"
     try:
-        with temporary.open("x", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=1, allow_nan=False)
             file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
+            disk.sync_file(file)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -295,7 +295,8 @@ class Run:
             session.events.say(
                 "stopped",
                 f"stopped: {self.step} steps are done; the loop was left, or its data ended, "
-                f"before the next one was",
+                f"before the next one was"
+                + ("; the checkpoint that was asked for is not there" * self._save_is_asked),
             )
         try:
             session.end(cause, self.step, error)

@@ -78,6 +78,7 @@ class Session:
         self.events = self._new_events()
         self.checkpointer = self._new_checkpointer()
         ledger.write(self._directory, self.attempt)
+        ledger.remove_leftovers(self._directory, self.previous)
         if note:
             self.events.say("open_files", note)
 
@@ -95,6 +96,7 @@ class Session:
         for each in self._skipped:
             text = f"{each.file} is not used: {each.reason}"
             self.events.say("checkpoint_skipped", text, file=each.file)
+        self._say_versions()
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             self.events.say("began", f"begins, attempt {self.attempt.number}")
@@ -168,6 +170,18 @@ class Session:
                 f"no checkpoint in {self._directory / store.CHECKPOINTS} is whole ({reasons}). "
                 f"Restore the files, or use a new run id to begin again."
             )
+
+    def _say_versions(self) -> None:
+        """Say what makes the next steps other than an uninterrupted run's would have been."""
+        before = self.previous[-1].versions if self.previous else self.attempt.versions
+        changed = [
+            f"{name} was {before[name]}, is {version}"
+            for name, version in self.attempt.versions.items()
+            if before.get(name, version) != version
+        ]
+        if changed:
+            text = f"{'; '.join(changed)}: numbers may differ from those of an uninterrupted run"
+            self.events.say("versions_differ", text)
 
     def _new_attempt(self) -> Attempt:
         return Attempt(

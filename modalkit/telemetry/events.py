@@ -11,6 +11,7 @@ neither read nor changed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -30,7 +31,7 @@ EVENTS: Final = "events"
 FLUSH_EVERY_S: Final = 2.0
 """Short enough to watch a training, long enough that no step notices."""
 
-FILE_NAME: Final = re.compile(r"(\d+)-([A-Za-z0-9_-]+)\.jsonl")
+_FILE_NAME: Final = re.compile(r"(\d+)-([A-Za-z0-9_-]+)\.jsonl")
 
 Scalar = float | int | bool
 """A metric after its conversion."""
@@ -69,6 +70,7 @@ class Events:
         self._flushed_at = clock()
         self._shown_at = self._flushed_at
         self._shown_step: int | None = None
+        self._noted_step: int | None = None
         self._said: set[str] = set()
         self._log = _line_logger()
         self.latest: dict[str, Scalar] = {}
@@ -126,7 +128,8 @@ class Events:
             numbers = {name: _number(value) for name, value in values.items()}
             self.latest.update(numbers)
             self.emit("metrics", step=metrics_step, values=numbers)
-        if self._metrics and step is not None:
+        if step is not None and step != self._noted_step:
+            self._noted_step = step
             self.emit("progress", step=step)
             self._show_progress(step)
         self._metrics.clear()
@@ -161,13 +164,17 @@ def read_events(run_directory: Path | str) -> Iterator[Event]:
     Args:
         run_directory: `<mount>/runs/<run_id>`.
     """
-    directory = Path(run_directory) / EVENTS
-    if not directory.is_dir():
-        return
-    matches = [m for m in map(FILE_NAME.fullmatch, (p.name for p in directory.iterdir())) if m]
-    for match in sorted(matches, key=lambda m: (int(m[1]), m[2])):
-        for line in (directory / match[0]).read_text("utf-8", errors="replace").splitlines():
-            if (event := _parse(line, int(match[1]), match[2])) is not None:
+    found = (Path(run_directory) / EVENTS).glob("*.jsonl")
+    for path in sorted((p for p in found if _FILE_NAME.fullmatch(p.name)), key=_place):
+        yield from read_file(path)
+
+
+def read_file(path: Path) -> Iterator[Event]:
+    """Yield the events of one attempt; none if it has written no file yet."""
+    attempt, container = _place(path)
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            if (event := _parse(line, attempt, container)) is not None:
                 yield event
 
 
@@ -204,7 +211,13 @@ def from_json(value: Scalar | str) -> Scalar:
     return float(value) if isinstance(value, str) else value
 
 
-def _parse(line: str, attempt: int, container: str) -> Event | None:
+def _place(path: Path) -> tuple[int, str]:
+    """Return number and container of the attempt that wrote *path*."""
+    number, _, container = path.stem.partition("-")
+    return int(number), container
+
+
+def _parse(line: bytes, attempt: int, container: str) -> Event | None:
     try:
         fields = json.loads(line)
         return Event(attempt, container, fields.pop("time"), fields.pop("kind"), fields)

@@ -240,6 +240,33 @@ def test_a_manifest_that_is_too_large_is_not_read(two, monkeypatch):
     assert "bytes is not ours" in skipped[0].reason
 
 
+@given(data=st.data())
+def test_whatever_a_commit_publishes_of_a_tree_the_newest_whole_one_is_found(
+    tmp_path_factory, data
+):
+    """A commit in the background may catch some files, in any order, and some of them in part."""
+    directory = tmp_path_factory.mktemp("run")
+    whole = []
+    for step, file in zip((1, 2, 3), publish(directory, 1, 2, 3), strict=True):
+        fates = []
+        for path in (directory / "checkpoints" / file, pack_of(directory, file)):
+            fate = data.draw(st.sampled_from(["whole", "missing", "cut", "zeroed"]))
+            content = path.read_bytes()
+            if fate == "missing":
+                path.unlink()
+            elif fate == "cut":
+                path.write_bytes(content[: data.draw(st.integers(0, len(content) - 2))])
+            elif fate == "zeroed":
+                path.write_bytes(content[:-64] + bytes(64))
+            fates.append(fate)
+            if fate != "whole":
+                break
+        if fates == ["whole", "whole"]:
+            whole.append(step)
+    loaded, _ = load_newest(directory / "checkpoints")
+    assert (loaded.step if loaded else None) == max(whole, default=None)
+
+
 # ---- a disk that refuses ------------------------------------------------------------------------
 
 

@@ -93,6 +93,14 @@ def test_a_replaced_file_is_whole_whenever_the_writer_dies(tmp_path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["attempts"], "nothing is left behind"
 
 
+def test_what_a_killed_attempt_was_writing_is_removed_by_the_next(tmp_path):
+    ledger.write(tmp_path, make(1, "t1"))
+    (tmp_path / ".tmp-1-t1.json").write_text('{"number"')
+    (tmp_path / ".tmp-2-t2.json").write_text('{"number"')
+    ledger.remove_leftovers(tmp_path, read_attempts(tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-2-t2.json", "attempts"]
+
+
 def attempts(*spans: tuple[int | None, int]) -> list[Attempt]:
     return [
         make(number, resumed_at=resumed_at, step=step)

@@ -270,6 +270,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_this_is_said(volume, uninterrup
     assert "checkpoint_skipped" in kinds(volume)
 
 
+def test_other_versions_than_last_time_are_said(volume, monkeypatch, capsys):
+    Training(volume).fit(1)
+    monkeypatch.setattr(np, "__version__", "9.9.9")
+    Training(volume).fit(2)
+    assert re.search(r"numpy was \S+, is 9\.9\.9: numbers may differ", capsys.readouterr().err)
+
+
 # ---- steps --------------------------------------------------------------------------------------
 
 
@@ -408,6 +415,14 @@ def test_saved_when_asked_once_the_step_is_done(volume):
         run.checkpoint_now()
     assert saved_steps(volume) == [0, 0, 3, 6, 6]
     assert read(directory(volume)).values["extra"] == {"best": 0.5}
+
+
+def test_that_what_was_asked_for_was_not_saved_is_said(volume, capsys):
+    with bare(volume) as run:
+        for _ in run.steps(3):
+            run.checkpoint_now()
+            break
+    assert "the checkpoint that was asked for is not there" in capsys.readouterr().err
 
 
 def test_what_was_asked_for_is_committed_whatever_the_policy(volume):

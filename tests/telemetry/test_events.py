@@ -175,6 +175,21 @@ def test_progress_is_a_readable_line_every_two_seconds(tmp_path, capsys):
     assert shown[0] == "step 41  loss 0.2134  run cats-1a2b"
 
 
+def test_a_run_that_logs_nothing_shows_its_progress_too(tmp_path, capsys):
+    clock = Clock()
+    events = make(tmp_path, clock=clock)
+    for step in range(1, 41):
+        clock.now = step * 0.125
+        events.flush_if_due(step)
+    assert capsys.readouterr().err.splitlines() == [
+        "step 16  run cats-1a2b",
+        "step 32  8.0 steps/s  run cats-1a2b",
+    ]
+    assert [(e.kind, e.fields["step"]) for e in read_events(tmp_path)] == [
+        ("progress", 16), ("progress", 32),
+    ]  # fmt: skip
+
+
 def test_frequent_saves_do_not_flood_the_terminal(tmp_path, capsys):
     clock = Clock()
     events = make(tmp_path, clock=clock)
