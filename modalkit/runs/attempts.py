@@ -95,6 +95,13 @@ def read_attempts(run_directory: Path | str) -> list[Attempt]:
     ]
 
 
+def next_number(run_directory: Path) -> int:
+    """Return the number of a new attempt; a torn file has used up its number too."""
+    found = (run_directory / ATTEMPTS).glob("*.json")
+    matches = [_FILE_NAME.fullmatch(path.name) for path in found]
+    return 1 + max((int(match[1]) for match in matches if match), default=0)
+
+
 def remove_leftovers(run_directory: Path, earlier: Sequence[Attempt]) -> None:
     """Remove what earlier attempts were writing to the ledger when they were killed."""
     for attempt in earlier:

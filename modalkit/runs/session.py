@@ -185,7 +185,7 @@ class Session:
 
     def _new_attempt(self) -> Attempt:
         return Attempt(
-            number=1 + max((attempt.number for attempt in self.previous), default=0),
+            number=ledger.next_number(self._directory),
             container=files.container_id(),
             started_at=self._settings.started_at,
             resumed_at=self.resumed_at,

@@ -267,7 +267,9 @@ def _line_logger() -> Callable[[str], None]:
     )
 
     def log(line: str) -> None:
-        logger.info(line)
+        # A terminal that is gone is no reason to end a training.
+        with contextlib.suppress(OSError, ValueError):
+            logger.info(line)
 
     return log
 

@@ -64,6 +64,14 @@ def test_a_lost_attempt_came_as_far_as_its_committed_events_show(tmp_path):
     assert [a.step for a in read_attempts(tmp_path)] == [9, 0]
 
 
+def test_a_new_number_is_above_all_that_were_given(tmp_path):
+    assert ledger.next_number(tmp_path) == 1
+    ledger.write(tmp_path, make(9, "a"))
+    (tmp_path / "attempts" / "10-b.json").write_text("torn")
+    (tmp_path / "attempts" / "99.json").write_text("{}")
+    assert ledger.next_number(tmp_path) == 11
+
+
 def test_files_that_are_torn_or_foreign_are_left_out(tmp_path):
     ledger.write(tmp_path, make())
     (tmp_path / "attempts" / "2-t.json").write_text('{"number": 2')

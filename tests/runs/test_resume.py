@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -108,8 +109,6 @@ def test_interrupted_any_number_of_times(tmp_path_factory, uninterrupted, interr
 
 def fit_by_epoch(training: Training, hook=lambda run: None) -> None:
     """A loop per epoch, with a loader and an evaluation of its own that draw in between."""
-    import torch
-
     with training.open() as run:
         per_epoch = run.batches(23, 4).steps_per_epoch
         for epoch in range(run.step // per_epoch, 3):
@@ -145,8 +144,6 @@ def test_the_data_may_come_first(volume, uninterrupted, step):
 
 def test_what_is_drawn_in_the_block_before_the_loop_is_the_same_on_every_attempt(volume):
     """A split of the data made inside the block must not differ when the run resumes."""
-    import torch
-
     splits = []
     for step in (2, 5, None):
         training = Training(volume)
@@ -158,6 +155,56 @@ def test_what_is_drawn_in_the_block_before_the_loop_is_the_same_on_every_attempt
                 training.step(run, batch)
         volume = volume.next_container()
     assert splits[0] == splits[1] == splits[2]
+
+
+class Endless:
+    """A loader of its own kind, with state, that shuffles by a generator it keeps."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(5)
+        self.fetched = 0
+
+    def __iter__(self):
+        while True:
+            self.fetched += 1
+            indices = torch.randint(0, 23, (4,), generator=self.generator)
+            yield torch.rand(4, 4, generator=self.generator), indices
+
+    def state_dict(self) -> dict:
+        return {"generator": self.generator.get_state(), "fetched": self.fetched}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["generator"])
+        self.fetched = state["fetched"]
+
+
+def fit_with_loader(volume: DirectoryVolume, hook=lambda run: None) -> Endless:
+    training, loader = Training(volume), Endless()
+    policy = modalkit.CheckpointPolicy(every_steps=3)
+    with modalkit.run(
+        "r",
+        volume=volume,
+        mount=volume.mount,
+        checkpoints=policy,
+        model=training.model,
+        optimizer=training.optimizer,
+        scheduler=training.scheduler,
+        loader=loader,
+    ) as run:
+        for _step, batch in zip(run.steps(STEPS), loader, strict=False):
+            hook(run)
+            training.step(run, batch)
+    return loader
+
+
+@pytest.mark.parametrize("step", [0, 5, 6])
+def test_a_loader_with_a_state_of_its_own_goes_on(tmp_path, step):
+    whole, volume = DirectoryVolume(tmp_path / "whole"), DirectoryVolume(tmp_path / "cut")
+    fit_with_loader(whole)
+    survive(lambda: fit_with_loader(volume, at(step, fail())))
+    volume = volume.next_container()
+    assert fit_with_loader(volume).fetched == STEPS
+    Outcome(volume).assert_equals(Outcome(whole))
 
 
 def test_each_step_sees_its_own_batch_on_every_attempt(volume):

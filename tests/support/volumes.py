@@ -1,5 +1,5 @@
 """
-A Volume on a local disk with the rules of Modal's: private views, commits, refused reloads.
+A Volume on a local disk with the rules of Modal's: private views, commits by file, refused reloads.
 
 Not a mock of anything of modalkit: a second, tiny implementation of what a run is given.
 """
@@ -10,13 +10,18 @@ import contextlib
 import shutil
 from pathlib import Path
 
+Tree = dict[Path, tuple[int, int]]
+"""Files by their relative path, with size and time of change."""
+
 
 class DirectoryVolume:
     """
     A committed tree and, at `mount`, one container's view of it.
 
-    `commit` publishes the view and then reloads, as the real client does; `reload` refuses while a
-    file of the view is open. A container that is killed is a view that nobody commits.
+    `commit` publishes what the view changed since it was last in step, file by file: of two
+    writers of one file the last wins, and files of others stay. Then it reloads, as the real client
+    does; `reload` refuses while a file of the view is open. A container that is killed is a view
+    that nobody commits.
     """
 
     def __init__(self, root: Path, name: str = "view-0") -> None:
@@ -25,15 +30,22 @@ class DirectoryVolume:
         self.mount = root / name
         self.commits = 0
         self.committed.mkdir(parents=True, exist_ok=True)
-        _replace_tree(self.committed, self.mount)
+        self.mount.mkdir(exist_ok=True)
+        self._in_step: Tree = {}
+        self._show_committed()
 
     def next_container(self) -> DirectoryVolume:
         """Start another container: its view is what was committed, and no more."""
         number = len(list(self.root.glob("view-*")))
-        return DirectoryVolume(self.root, f"view-{number}")
+        return type(self)(self.root, f"view-{number}")
 
     def commit(self) -> None:
-        _replace_tree(self.mount, self.committed)
+        now = _tree(self.mount)
+        for path in now.keys() - self._in_step.keys() | _changed(now, self._in_step):
+            _copy(self.mount / path, self.committed / path)
+        for path in self._in_step.keys() - now.keys():
+            (self.committed / path).unlink(missing_ok=True)
+        self._in_step = now
         self.commits += 1
         self.reload()
 
@@ -42,7 +54,7 @@ class DirectoryVolume:
             raise RuntimeError(
                 f"there are open files preventing the operation: path {held[0]} is open"
             )
-        _replace_tree(self.committed, self.mount)
+        self._show_committed()
 
     def open_files(self) -> list[str]:
         held = []
@@ -53,23 +65,36 @@ class DirectoryVolume:
                     held.append(str(target))
         return held
 
+    def _show_committed(self) -> None:
+        """Take over what others committed; what only this view has changed stays."""
+        committed, now = _tree(self.committed), _tree(self.mount)
+        removed_here = self._in_step.keys() - now.keys()
+        for path in committed.keys() - now.keys() | _changed(committed, now):
+            if now.get(path) == self._in_step.get(path):
+                _copy(self.committed / path, self.mount / path)
+        for path in self._in_step.keys() & now.keys() - committed.keys():
+            (self.mount / path).unlink()
+        shown = _tree(self.mount)
+        self._in_step = {
+            path: version
+            for path, version in committed.items()
+            if shown.get(path) == version or path in removed_here
+        }
 
-def _replace_tree(source: Path, target: Path) -> None:
-    """Make *target* equal to *source* in place, so that open directories stay valid."""
-    target.mkdir(exist_ok=True)
-    for path in sorted(target.rglob("*"), reverse=True):
-        if not (source / path.relative_to(target)).exists():
-            path.rmdir() if path.is_dir() else path.unlink()
-    for path in sorted(source.rglob("*")):
-        copy = target / path.relative_to(source)
-        if path.is_dir():
-            copy.mkdir(exist_ok=True)
-        elif not _is_unchanged(path, copy):
-            shutil.copy2(path, copy)
+
+def _tree(directory: Path) -> Tree:
+    found = {}
+    for path in directory.rglob("*"):
+        if path.is_file():
+            status = path.stat()
+            found[path.relative_to(directory)] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
-def _is_unchanged(path: Path, copy: Path) -> bool:
-    if not copy.exists():
-        return False
-    new, old = path.stat(), copy.stat()
-    return (new.st_size, new.st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+def _changed(new: Tree, old: Tree) -> set[Path]:
+    return {path for path in new.keys() & old.keys() if new[path] != old[path]}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)

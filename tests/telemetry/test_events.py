@@ -236,6 +236,21 @@ def test_a_programs_configuration_of_structlog_is_neither_read_nor_changed(tmp_p
     assert capsys.readouterr().err == "ours  run cats-1a2b\n"
 
 
+def test_a_terminal_that_is_gone_ends_no_training(tmp_path, monkeypatch):
+    class Gone:
+        def write(self, _text: str) -> None:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    events = make(tmp_path)
+    events.say("resumed", "resumes at step 3")
+    events.flush()
+    assert [line["kind"] for line in lines(tmp_path)] == ["resumed"]
+
+
 def test_structlog_is_loaded_only_when_a_run_begins():
     code = "import sys, modalkit.telemetry.events; print('structlog' in sys.modules)"
     result = subprocess.run(
