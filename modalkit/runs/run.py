@@ -186,6 +186,8 @@ class Run:
         session = self._active()
         if type(n) is not int or n < 0:
             raise RunError(f"steps({n!r}): pass the number of steps of the whole run, 0 or more.")
+        # Here and not at the first step: making a loader's iterator comes between the two.
+        self._end_loop()
         return self._steps(session, n)
 
     def batches(
@@ -324,7 +326,6 @@ class Run:
 
     def _steps(self, session: Session, n: int) -> Iterator[int]:
         self._target = n
-        loop = self._loop = object()
         self._leave_if_asked(session)
         if self.step >= n:
             text = f"nothing left to do: {self.step} of {n} steps are done"
@@ -333,6 +334,7 @@ class Run:
         if self._step_is_open:
             text = f"step {self.step} was left before its end, and is begun again"
             session.events.say("begun_again", text)
+        loop = self._loop = object()
         seeding.restore(self._training_stream, seed=self.seed, rank=seeding.rank())
         try:
             while self.step < n:
@@ -345,8 +347,12 @@ class Run:
                 self._between_steps(session)
         finally:
             if self._loop is loop and self._is_active:
-                self._training_stream = seeding.capture()
-                self._loop = None
+                self._end_loop()
+
+    def _end_loop(self) -> None:
+        if self._loop is not None:
+            self._training_stream = seeding.capture()
+            self._loop = None
 
     def _between_steps(self, session: Session) -> None:
         self._leave_if_asked(session)
@@ -361,9 +367,10 @@ class Run:
         if not self._watch.requested:
             return
         self._watch.disarm()
-        if not self._watch.raised and session.checkpointer.saved_step != self.step:
+        # A body that swallowed the interrupt, or left its loop, has left a step half done.
+        is_whole = not self._watch.raised and not self._step_is_open
+        if is_whole and session.checkpointer.saved_step != self.step:
             self._save(session, must_commit=True)
-        # Where it was raised already, the body has swallowed it, and its step is half done.
         raise KeyboardInterrupt(f"{self._watch.signal_name} at step {self.step}")
 
     def _save(self, session: Session, *, must_commit: bool) -> None:

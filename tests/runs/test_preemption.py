@@ -226,6 +226,23 @@ def test_however_a_preempted_body_ends_it_is_a_keyboard_interrupt(volume, ending
     assert last_attempt(volume).cause == "preempted"
 
 
+def test_a_step_that_was_left_is_not_saved_by_the_next_loop(volume):
+    training = Training(volume)
+
+    def body() -> None:
+        with training.open(checkpoints=NEVER) as run:
+            for step in run.steps(5):
+                training.model[0].weight.data.zero_()
+                if step == 2:
+                    send()
+                    break
+            list(run.steps(5))
+
+    with pytest.raises(KeyboardInterrupt):
+        body()
+    assert read(volume.committed / "runs" / "r").step == 0
+
+
 def test_a_finished_run_that_was_preempted_leaves_too_and_has_nothing_left_to_do(volume):
     with pytest.raises(KeyboardInterrupt):
         Training(volume).fit(4, before=at(3, send))

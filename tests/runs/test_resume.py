@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 
@@ -127,6 +128,29 @@ def test_a_loop_per_epoch_draws_what_one_loop_draws(volume, uninterrupted, step)
     Outcome(volume).assert_equals(uninterrupted)
 
 
+def fit_finite(training: Training, hook=lambda run: None, *, holds: bool) -> None:
+    """Finite data, one loop per epoch, as `tqdm(zip(...))` writes it: it holds on to the last one."""
+    held = []
+    with training.open() as run:
+        batches = run.batches(23, 4)
+        while run.step < STEPS:
+            left = batches.steps_per_epoch - run.step % batches.steps_per_epoch
+            loop = zip(run.steps(STEPS), itertools.islice(training.loader(run), left), strict=False)
+            held.append(loop if holds else None)
+            for _step, batch in loop:
+                hook(run)
+                training.step(run, batch)
+
+
+@pytest.mark.parametrize("holds", [False, True])
+@pytest.mark.parametrize("step", [1, 4, 5, 6, 11])
+def test_data_may_end_with_each_epoch(volume, uninterrupted, step, holds):
+    survive(lambda: fit_finite(Training(volume), at(step, fail()), holds=holds))
+    volume = volume.next_container()
+    fit_finite(Training(volume), holds=holds)
+    Outcome(volume).assert_equals(uninterrupted)
+
+
 def fit_data_first(training: Training, hook=lambda run: None) -> None:
     with training.open() as run:
         for batch, _step in zip(training.loader(run), run.steps(STEPS), strict=False):
@@ -205,6 +229,22 @@ def test_a_loader_with_a_state_of_its_own_goes_on(tmp_path, step):
     volume = volume.next_container()
     assert fit_with_loader(volume).fetched == STEPS
     Outcome(volume).assert_equals(Outcome(whole))
+
+
+def test_a_save_outside_the_loop_does_not_save_what_is_drawn_there(volume, uninterrupted):
+    training = Training(volume)
+    with training.open() as run:
+        torch.rand(3)
+        run.checkpoint_now()
+        for _step, batch in zip(run.steps(5), training.loader(run), strict=False):
+            training.step(run, batch)
+        torch.rand(3)
+        run.checkpoint_now()
+        assert list(run.steps(5)) == []
+        torch.rand(3)
+        run.checkpoint_now()
+    Training(volume).fit()
+    Outcome(volume).assert_equals(uninterrupted)
 
 
 def test_each_step_sees_its_own_batch_on_every_attempt(volume):
