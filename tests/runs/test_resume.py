@@ -129,7 +129,7 @@ def test_a_loop_per_epoch_draws_what_one_loop_draws(volume, uninterrupted, step)
 
 
 def fit_finite(training: Training, hook=lambda run: None, *, holds: bool) -> None:
-    """Finite data, one loop per epoch, as `tqdm(zip(...))` writes it: it holds on to the last one."""
+    """Finite data, a loop per epoch, as `tqdm(zip(...))` writes it: the last loop is held."""
     held = []
     with training.open() as run:
         batches = run.batches(23, 4)
