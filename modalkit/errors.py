@@ -16,6 +16,8 @@ Every error that modalkit raises of its own, in one tree.
     `- LocalPlaneError                   the local plane could not do what was asked
        |- PlaneStartError                it did not start, or is gone
        |- PrivateMountsError             this machine forbids user namespaces
+       |- ForkRefusedError               a process that must not be forked; it goes on by itself
+       |- SnapshotGoneError              the process that held a memory snapshot has ended
        `- UnknownContainerError          no such container, or it has ended
 
 Errors of modal and of user code pass through unchanged.
@@ -83,6 +85,14 @@ class PlaneStartError(LocalPlaneError):
 
 class PrivateMountsError(LocalPlaneError):
     """Expected: this machine forbids the user namespaces that private Volume views need."""
+
+
+class ForkRefusedError(LocalPlaneError):
+    """Expected: what a process holds at its snapshot would not survive a fork."""
+
+
+class SnapshotGoneError(LocalPlaneError):
+    """The process that held a memory snapshot has ended; a new snapshot is needed."""
 
 
 class UnknownContainerError(LocalPlaneError):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modalkit.errors import LocalPlaneError
+from modalkit.errors import ForkRefusedError, LocalPlaneError, SnapshotGoneError
 
 
 class ForkTemplate:
@@ -58,7 +58,8 @@ class ForkTemplate:
         Wait until the snapshot is there.
 
         Raises:
-            LocalPlaneError: The process refused, with its reason, or it ended.
+            ForkRefusedError: The process must not be forked, with its reason.
+            SnapshotGoneError: It has ended.
         """
         await asyncio.shield(self._ready)
 
@@ -87,10 +88,11 @@ class ForkTemplate:
             The pid of the new process.
 
         Raises:
-            LocalPlaneError: The template has ended, or it could not fork.
+            SnapshotGoneError: The template has ended, or ends meanwhile.
+            LocalPlaneError: The template lives and could not fork.
         """
         if not self.is_ready or self._connection is None:
-            raise LocalPlaneError(
+            raise SnapshotGoneError(
                 f"{container_id} cannot be restored: its snapshot's process has ended"
             )
         loop = asyncio.get_running_loop()
@@ -98,15 +100,17 @@ class ForkTemplate:
         self._exits[container_id] = loop.create_future()
         order = {"container": container_id, "env": dict(env), "mounts": list(mounts)}
         data = json.dumps({**order, "state": dict(restore_state)}).encode()
-        async with self._sending:
-            header = len(data).to_bytes(4, "big")
-            try:
-                socket.send_fds(self._connection, [header], [stdout_fd, stderr_fd])
-                await loop.sock_sendall(self._connection, data)
-            except OSError as error:
-                raise LocalPlaneError(f"{container_id} cannot be restored: {error}") from error
         try:
+            async with self._sending:
+                socket.send_fds(
+                    self._connection, [len(data).to_bytes(4, "big")], [stdout_fd, stderr_fd]
+                )
+                await loop.sock_sendall(self._connection, data)
             return await self._pids[container_id]
+        except OSError as error:
+            raise SnapshotGoneError(
+                f"{container_id} cannot be restored: its snapshot's process has ended ({error})"
+            ) from error
         finally:
             del self._pids[container_id]
 
@@ -148,12 +152,12 @@ class ForkTemplate:
             case "ready":
                 self._ready.set_result(None)
             case "refused":
-                self._fail(self._ready, answer["reason"])
+                _fail(self._ready, ForkRefusedError(answer["reason"]))
             case "forked":
                 self._pids[answer["container"]].set_result(answer["pid"])
             case "failed":
                 reason = f"its snapshot could not be forked: {answer['reason']}"
-                self._fail(self._pids[answer["container"]], reason)
+                _fail(self._pids[answer["container"]], LocalPlaneError(reason))
                 del self._exits[answer["container"]]
             case "exited":
                 self._exits[answer["container"]].set_result(answer["code"])
@@ -163,16 +167,15 @@ class ForkTemplate:
             if end is not None:
                 with contextlib.suppress(OSError):
                     end.close()
-        gone = "the process that holds the snapshot has ended"
-        self._fail(self._ready, gone)
-        for pid in self._pids.values():
-            self._fail(pid, gone)
+        waiting: list[asyncio.Future[Any]] = [self._ready, *self._pids.values()]
+        for waited in waiting:
+            _fail(waited, SnapshotGoneError("the process that holds the snapshot has ended"))
         for exited in self._exits.values():
             if not exited.done():
                 exited.set_result(-signal.SIGKILL)  # the kernel kills them with their parent
 
-    @staticmethod
-    def _fail(future: asyncio.Future[Any], reason: str) -> None:
-        if not future.done():
-            future.set_exception(LocalPlaneError(reason))
-            future.exception()  # read: nobody need wait for it
+
+def _fail(future: asyncio.Future[Any], error: LocalPlaneError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # read: nobody need wait for it

@@ -15,7 +15,7 @@ from pathlib import Path
 import modal
 import pytest
 
-from modalkit.errors import LocalPlaneError
+from modalkit.errors import ForkRefusedError, LocalPlaneError, SnapshotGoneError
 from modalkit.local import LocalPlane, _private, fork_child
 from modalkit.local.fork_template import ForkTemplate
 
@@ -134,27 +134,58 @@ def test_a_template_that_is_closed_before_it_connects_fails_who_waits(tmp_path):
     async def scenario():
         template = await ForkTemplate.listen(tmp_path / "s")
         template.close()
-        with pytest.raises(LocalPlaneError, match="has ended"):
+        with pytest.raises(SnapshotGoneError, match="has ended"):
             await template.wait_ready()
         assert not template.is_ready
-        with pytest.raises(LocalPlaneError, match="ta-1 cannot be restored"):
+        with pytest.raises(SnapshotGoneError, match="ta-1 cannot be restored"):
             await template.fork("ta-1", {}, [], {}, stdout_fd=1, stderr_fd=2)
 
     run(scenario())
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
-    [(b'{"op": "refused", "reason": "CUDA"}\n', "CUDA"), (b"", "has ended")],
+    ("said", "error", "reason"),
+    [
+        (b'{"op": "refused", "reason": "CUDA"}\n', ForkRefusedError, "CUDA"),
+        (b"", SnapshotGoneError, "has ended"),
+    ],
 )
-def test_a_process_that_refuses_or_ends_fails_who_waits(tmp_path, said, reason):
+def test_a_process_that_refuses_or_ends_fails_who_waits(tmp_path, said, error, reason):
     async def scenario():
         template = await ForkTemplate.listen(tmp_path / "s")
         with socket.socket(socket.AF_UNIX) as process:
             process.connect(str(tmp_path / "s"))
             process.sendall(said)
-        with pytest.raises(LocalPlaneError, match=reason):
+        with pytest.raises(error, match=reason):
             await template.wait_ready()
+        template.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (b"", SnapshotGoneError),
+        (b'{"op": "failed", "container": "ta-1", "reason": "no memory"}\n', LocalPlaneError),
+    ],
+)
+def test_an_order_fails_by_what_became_of_the_template(tmp_path, said, error):
+    async def scenario():
+        template = await ForkTemplate.listen(tmp_path / "s")
+        process = socket.socket(socket.AF_UNIX)
+        process.connect(str(tmp_path / "s"))
+        process.sendall(b'{"op": "ready"}\n')
+        await template.wait_ready()
+        order = asyncio.create_task(template.fork("ta-1", {}, [], {}, stdout_fd=1, stderr_fd=2))
+        await asyncio.sleep(0)
+        process.sendall(said)
+        if not said:
+            process.close()
+        with pytest.raises(LocalPlaneError) as caught:
+            await order
+        assert type(caught.value) is error
+        process.close()
         template.close()
 
     run(scenario())
