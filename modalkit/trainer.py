@@ -139,6 +139,7 @@ class SnapshotTrainer:
         self.place(_device())
         # What the trainer draws outside a run must differ between containers.
         renew.renew_generators()
+        renew.record_renewal()
 
     @modal.exit()
     def _modalkit_close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ssl
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from modalkit import (
     PolicyError,
     SnapshotTrainer,
 )
+from modalkit.snapshots import renew
 
 
 class Plain:
@@ -568,11 +570,26 @@ def test_load_and_place_are_seeded_and_what_follows_differs():
     assert all(one != other for one, other in pairs)
 
 
-def test_openssl_is_renewed_at_every_start_before_anything_else(monkeypatch):
-    trainer = Drawing()
+def test_openssl_and_temporary_names_are_renewed_at_every_start_before_anything_else(monkeypatch):
+    class Naming(Drawing):
+        def place(self, device):
+            self.calls.append("names renewed" if tempfile._name_sequence is None else "old names")
+            super().place(device)
+
+    trainer = Naming()
+    tempfile.mktemp()  # now there is a generator of names, which a snapshot would hold
     monkeypatch.setattr(_ssl, "RAND_add", lambda data, entropy: trainer.calls.append("openssl"))
     start(trainer)
-    assert trainer.calls == ["load", "openssl", "place"]
+    assert trainer.calls == ["load", "openssl", "names renewed", "place"]
+
+
+def test_the_first_run_in_a_container_does_not_renew_what_the_start_did(monkeypatch):
+    monkeypatch.setenv("MODAL_TASK_ID", "ta-of-a-test")
+    monkeypatch.setattr(renew, "_renewed_in", None)
+    start(Drawing())
+    before = random.getstate()
+    renew.renew_once_per_container()
+    assert random.getstate() == before
 
 
 def test_a_restored_start_places_alike_and_then_differs():

@@ -3,7 +3,8 @@ New randomness after a start: containers restored from one snapshot must not sha
 
 A snapshot holds the state of every random generator, so all containers restored from it would draw
 the same numbers, the same temporary names and the same TLS randoms. The trainer renews them after
-*every* start, cold or restored: code that only worked with a snapshot would be hard to test.
+*every* start, cold or restored, and `modalkit.run` does in a function, which has no hooks: code
+that only worked with a snapshot would be hard to test.
 
 Only what is loaded is renewed; nothing is imported for it. What asks the kernel each time
 (`os.urandom`, `secrets`, `uuid4`) needs no help.
@@ -14,6 +15,28 @@ from __future__ import annotations
 import os
 import sys
 from types import ModuleType
+
+_renewed_in: str | None = None
+"""The container that this process was renewed in last; a snapshot holds that of its maker."""
+
+
+def renew_once_per_container() -> None:
+    """
+    Renew everything, unless that was done in this container; outside of one, leave all as it is.
+
+    For the entry of a run: a plain function may be restored from a snapshot too, and no hook runs
+    in between.
+    """
+    if os.environ.get("MODAL_TASK_ID") != _renewed_in:
+        renew_os()
+        renew_generators()
+        record_renewal()
+
+
+def record_renewal() -> None:
+    """Remember that all was renewed in this container, so that no run does it again."""
+    global _renewed_in  # noqa: PLW0603 - it is about the process, and is in its snapshot
+    _renewed_in = os.environ.get("MODAL_TASK_ID")
 
 
 def renew_os() -> None:

@@ -87,6 +87,59 @@ def test_openssl_gets_fresh_bytes_each_time(monkeypatch):
     assert first != second
 
 
+@pytest.fixture
+def container(monkeypatch):
+    """Return a function that makes this process run in the container of that id, None for none."""
+    monkeypatch.setattr(renew, "_renewed_in", None)
+
+    def enter(task_id):
+        if task_id is None:
+            monkeypatch.delenv("MODAL_TASK_ID", raising=False)
+        else:
+            monkeypatch.setenv("MODAL_TASK_ID", task_id)
+
+    return enter
+
+
+def test_runs_renew_once_in_each_container(memory, container, monkeypatch):
+    openssl = []
+    monkeypatch.setattr(_ssl, "RAND_add", lambda data, entropy: openssl.append(data))
+    draws = []
+    for task_id in ("ta-maker", "ta-maker", "ta-clone", "ta-other", "ta-other"):
+        memory()
+        container(task_id)
+        before = len(openssl)
+        tempfile.mktemp()
+        renew.renew_once_per_container()
+        assert (tempfile._name_sequence is None) is (len(openssl) > before)
+        draws.append(draw())
+    memory()
+    seeded = draw()
+    first, second, third, fourth, fifth = draws
+    assert second == fifth == seeded  # the second run of a container goes on with what it has
+    assert len({first, third, fourth, seeded}) == 4
+    assert len(set(openssl)) == 3
+
+
+def test_outside_of_a_container_a_run_renews_nothing(memory, container):
+    memory()
+    expected = draw()
+    memory()
+    container(None)
+    renew.renew_once_per_container()
+    assert draw() == expected
+
+
+def test_what_a_trainer_renewed_is_not_renewed_by_its_first_run(memory, container):
+    container("ta-trainer")
+    renew.record_renewal()
+    memory()
+    expected = draw()
+    memory()
+    renew.renew_once_per_container()
+    assert draw() == expected
+
+
 def test_nothing_is_loaded_for_it():
     code = (
         "import sys; from modalkit.snapshots import renew\n"
