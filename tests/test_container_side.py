@@ -6,6 +6,7 @@ empty directory, with every file of this checkout out of reach but what the clie
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,10 @@ def test_the_example_trains_with_exactly_what_its_image_has(plane: LocalPlane) -
     done = plane.run(str(APP), "--epochs", "1", "--batch-size", "128", capture=True)
     [result] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert result["status"] == "finished"
+    # Without --run-id the caller makes one and prints it: with it the run can be called again.
+    assert re.findall(r"^run (cats-[0-9a-f]{8})$", done.stdout, re.MULTILINE) == [
+        Path(result["output"]).parent.name
+    ]
     [container] = [c for c in plane.containers(all=True) if c.kind == "restored"]
     assert container.returncode == 0
 

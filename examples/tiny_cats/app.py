@@ -161,4 +161,5 @@ def main(
     # The run id is made here, not in the container: every attempt must get the same one.
     settings["run_id"] = run_id or f"cats-{uuid.uuid4().hex[:8]}"
     print(f"run {settings['run_id']}")
-    print(json.dumps(CatTrainer().train.remote(**settings)))
+    # spawn, because Modal cancels a call by .remote() when the caller of `--detach` goes away.
+    print(json.dumps(CatTrainer().train.spawn(**settings).get()))
