@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from grpclib.server import Server
 from modal_proto import api_pb2
 
-from modalkit.errors import PrivateMountsError
+from modalkit.errors import ForkRefusedError, LocalPlaneError, PrivateMountsError, SnapshotGoneError
 from modalkit.local.boot import mounts_available
 from modalkit.local.core import ENVIRONMENT
 from modalkit.local.fork_template import ForkTemplate
@@ -32,6 +33,7 @@ from modalkit.local.image_commands import ImageFacts
 from modalkit.local.layout import app_layout
 from modalkit.local.processes import descendants
 from modalkit.local.state import Container, Event, Function, State, new_id
+from modalkit.local.trees import copy
 from modalkit.local.volumes import View
 
 if TYPE_CHECKING:
@@ -45,6 +47,11 @@ CODE_DIRECTORIES = ("root", "pkg")
 """Code mounted below these is found through sys.path; other targets are mounted in place."""
 DEFAULT_STARTUP_S = 300
 """Modal's: `startup_timeout` defaults to `timeout`, which defaults to this."""
+INHERITED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TERM|LD_.*|CUDA_.*|NVIDIA_.*|OMP_.*"
+    r"|MKL_.*|SSL_.*|[a-zA-Z]+_(proxy|PROXY)"
+)
+"""Of this machine's environment. A token that the app has no Secret for is not there on Modal."""
 STREAMS = (
     ("stdout", api_pb2.FILE_DESCRIPTOR_STDOUT),
     ("stderr", api_pb2.FILE_DESCRIPTOR_STDERR),
@@ -75,10 +82,13 @@ class Launcher:
 
     async def run(self, container: Container, scheduler: Scheduler) -> None:
         """Run *container* from its first file to its last process."""
-        server = Server([self._make_servicer(container)])
+        await self._require_mounts(container)
+        server: Server | None = None
         try:
-            await self._require_mounts(container)
             mounts = await asyncio.to_thread(self._lay_out, container)
+            if container.is_doomed:
+                return
+            server = Server([self._make_servicer(container)])
             await server.start(path=str(container.directory / "plane.sock"))
             watch = self.plane.spawn(self._watch_start(container))
             if container.kind == "restored":
@@ -87,9 +97,10 @@ class Launcher:
                 await self._start(container, mounts, scheduler)
             watch.cancel()
         finally:
-            kill_group(container)
-            server.close()
-            await asyncio.to_thread(self._clean_up, container)
+            if container.returncode is None:
+                self.send(container, signal.SIGKILL)
+            if server is not None:
+                server.close()
 
     async def _require_mounts(self, container: Container) -> None:
         """Refuse early, with the remedy, what this machine cannot do."""
@@ -99,7 +110,8 @@ class Launcher:
             raise PrivateMountsError(problem)
         self._mounts_work = True
 
-    def _clean_up(self, container: Container) -> None:
+    def clean_up(self, container: Container) -> None:
+        """Remove what a dead container leaves on disk."""
         shutil.rmtree(container.directory, ignore_errors=True)
         shutil.rmtree(self.plane.views / container.id, ignore_errors=True)
 
@@ -137,8 +149,9 @@ class Launcher:
             raise ValueError(f"mount file {file.filename!r} points outside of the image")
         target = directory / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            os.link(self.plane.file_store / file.sha256_hex, target)
+        target.unlink(missing_ok=True)  # a later layer hides an earlier one
+        copy(self.plane.file_store / file.sha256_hex, target)  # a link would share what it writes
+        target.chmod(file.mode & 0o777 or 0o644)
         if relative.parts[0] in CODE_DIRECTORIES:
             return []
         return [{"source": str(target), "target": f"/{relative}", "read_only": True}]
@@ -148,18 +161,15 @@ class Launcher:
     def _environment(self, container: Container, facts: ImageFacts) -> dict[str, str]:
         """Merge this machine's environment, the image's, the secrets', and what a worker sets."""
         directory, function = container.directory, container.function
-        inherited = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith(("MODAL_", "PYTHON", "MODALKIT_"))
-        }
+        inherited = {name: v for name, v in os.environ.items() if INHERITED.fullmatch(name)}
         secrets: dict[str, str] = {}
         for secret_id in function.definition.secret_ids:
             secrets.update(self.plane.secrets[secret_id])
         interpreter = str(Path(self.plane.config.python).parent)
+        code = [str(directory / name) for name in CODE_DIRECTORIES]
         runtime = {
             "PATH": os.pathsep.join([interpreter, inherited.get("PATH", os.defpath)]),
-            "PYTHONPATH": os.pathsep.join(str(directory / name) for name in CODE_DIRECTORIES),
+            "PYTHONPATH": os.pathsep.join(filter(None, [*code, facts.env.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
             "MODAL_IS_REMOTE": "1",
             "MODAL_SERVER_URL": f"unix://{directory}/plane.sock",
@@ -242,6 +252,7 @@ class Launcher:
         finally:
             _close_writers(pipes)
         container.pid = process.pid
+        self._kill_if_doomed(container)
         logger.info("container %s: %s start, pid %s", container.id, container.kind, process.pid)
         if container.template is not None:
             self.plane.spawn(self._await_snapshot(container, container.template, scheduler))
@@ -256,28 +267,25 @@ class Launcher:
         function = container.function
         try:
             await template.wait_ready()
-            container.on(Event.SNAPSHOT)
-        except Exception as refusal:  # noqa: BLE001 - whatever it was, it is said and the app runs
-            if not container.is_alive:
-                return
-            logger.info(
-                "container %s: no fork engine (%s); it goes on as the inline engine does",
-                container.id,
-                refusal,
-            )
+        except ForkRefusedError as refusal:
+            self.plane.say_once(container, f"modalkit: no restore by fork: {refusal}")
             container.holds_snapshot, container.template = False, None
-            function.can_fork = False
             if function.snapshot_maker is container:
-                function.snapshot_maker = None
+                function.snapshot_maker, function.can_fork = None, False
+        except LocalPlaneError:
+            return  # it ended before the snapshot was there
+        else:
+            if container.state is State.BOOTING:
+                container.on(Event.SNAPSHOT)
+            else:  # a newer version came meanwhile
+                self.close_template(container)
         self.plane.pulse.beat()
         scheduler.scale(function)
 
     async def _restore(self, container: Container, mounts: list[dict[str, Any]]) -> None:
         maker = container.function.snapshot_maker
         if maker is None or maker.template is None:
-            raise RuntimeError(
-                "the snapshot went away while a container was to be restored from it"
-            )
+            raise SnapshotGoneError("the snapshot went away before a container was restored")
         container.template = maker.template
         environment = self._environment(
             container, self.plane.image_facts(container.function.definition.image_id)
@@ -299,6 +307,7 @@ class Launcher:
             )
         finally:
             _close_writers(pipes)
+        self._kill_if_doomed(container)
         logger.info("container %s: restored, pid %s", container.id, container.pid)
         pumps = await self._start_pumps(container, pipes)
         container.returncode = await maker.template.wait_exit(container.id)
@@ -358,7 +367,10 @@ class Launcher:
 
     def send(self, container: Container, number: signal.Signals) -> None:
         """Send SIGKILL to the whole container, any other signal to its main process."""
-        if not container.pid or not container.is_alive:
+        if container.returncode is not None or not container.is_alive:
+            return
+        if not container.pid:
+            container.is_doomed = container.is_doomed or number is signal.SIGKILL
             return
         logger.info("container %s: %s", container.id, number.name)
         if number is signal.SIGKILL:
@@ -366,6 +378,10 @@ class Launcher:
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(container.pid, number)
+
+    def _kill_if_doomed(self, container: Container) -> None:
+        if container.is_doomed:
+            self.send(container, signal.SIGKILL)
 
     async def interrupt_then_kill(self, container: Container, grace_s: float) -> None:
         """Send SIGINT, and SIGKILL if the container has not ended *grace_s* seconds later."""

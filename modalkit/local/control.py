@@ -79,6 +79,8 @@ class Control:
 
     def _preempt(self, container: str, grace_s: float | None) -> None:
         target = self._live(container)
+        if target.holds_snapshot:
+            raise LookupError(f"{container} holds a snapshot and runs no input to be preempted")
         self._plane.spawn(
             self._scheduler.preempt(
                 target, self._plane.config.grace_s if grace_s is None else grace_s
@@ -94,7 +96,7 @@ class Control:
     def _volume(self, name: str) -> str:
         try:
             return str(self._plane.volumes.get_or_create(name, 0, create=False).committed)
-        except KeyError as error:
+        except (KeyError, ValueError) as error:
             raise LookupError(
                 f"no Volume {name!r}; there are {self._plane.volumes.names()}"
             ) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 from modal_proto import api_pb2
 
-from modalkit.errors import PrivateMountsError
+from modalkit.errors import PrivateMountsError, SnapshotGoneError
 from modalkit.local import state
 from modalkit.local.core import default_max_containers
 from modalkit.local.state import App, Call, Container, Event, Function, Input, State, Status, new_id
@@ -69,6 +69,9 @@ class Scheduler:
         """Queue *item* for the next container of its function."""
         if item.status is Status.DONE:
             return
+        if item.call.function.app.is_stopping:
+            self.finish(item, Outcome(_stopped()))
+            return
         item.status, item.owner = Status.PENDING, None
         item.call.function.pending.append(item)
         self.plane.pulse.beat()
@@ -78,6 +81,8 @@ class Scheduler:
         """Return up to *most* inputs for *container*, or None when it shall end."""
         function = container.function
         container.on(Event.ASKED)
+        container.has_asked = True
+        container.function.starts_failed = 0
         self.plane.pulse.beat()
         window_s = function.definition.autoscaler_settings.scaledown_window or DEFAULT_SCALEDOWN_S
         idle_until = time.monotonic() + window_s
@@ -86,16 +91,16 @@ class Scheduler:
                 container.on(Event.DRAINED)
             elif function.pending:
                 return self._assign(container, most)
-            elif container.running or time.monotonic() < idle_until or not self._is_spare(function):
-                await self.plane.pulse.wait(
-                    max(1.0, idle_until - time.monotonic()) if container.running else window_s
-                )
+            elif container.running or not self._is_spare(function):
+                await self.plane.pulse.wait(window_s)
+            elif (left_s := idle_until - time.monotonic()) > 0:
+                await self.plane.pulse.wait(left_s)
             else:
                 container.on(Event.DRAINED)
         return None
 
     def _is_spare(self, function: Function) -> bool:
-        return len(function.live) > int(function.definition.autoscaler_settings.min_containers)
+        return len(function.live) > self._warm_containers(function)
 
     def _assign(self, container: Container, most: int) -> list[Input]:
         taken: list[Input] = []
@@ -110,7 +115,6 @@ class Scheduler:
             container.on(Event.ASSIGNED)
             container.served += 1
             container.first_input_at = container.first_input_at or time.time()
-            container.function.starts_failed = 0
             self.plane.spawn(self._watch_timeout(item, container, item.deliveries))
             taken.append(item)
         self.plane.pulse.beat()
@@ -127,9 +131,9 @@ class Scheduler:
             status=Result.GENERIC_STATUS_TIMEOUT,
             exception=f"Task's current input hit its timeout of {limit_s}s",
         )
-        self.record(item, container, Outcome(result))
         container.is_timed_out = True
         self.drain(container)
+        self.record(item, container, Outcome(result))
         await self.launcher.interrupt_then_kill(container, LAST_WORDS_S)
 
     # ------------------------------------------------------------------ results out
@@ -157,13 +161,20 @@ class Scheduler:
     ) -> None:
         match verdict:
             case state.Requeue():
-                self.enqueue(item)
+                self._run_again(item, container, 0.0)
             case state.Retry(delay_s):
                 item.retries += 1
-                item.status, item.owner = Status.WAITING, None
-                self.plane.spawn(self._enqueue_later(item, delay_s))
+                self._run_again(item, container, delay_s)
             case state.Finish():
                 self.finish(item, outcome, container)
+
+    def _run_again(self, item: Input, container: Container, delay_s: float) -> None:
+        item.status, item.owner = Status.WAITING, None
+        if container.is_alive and (container.is_preempted or container.is_timed_out):
+            # It may still be saving: the next attempt must find what it saved.
+            container.owed.append((item, delay_s))
+        else:
+            self.plane.spawn(self._enqueue_later(item, delay_s))
 
     async def _enqueue_later(self, item: Input, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -220,6 +231,10 @@ class Scheduler:
             return
         definition, live = function.definition, function.live
         settings = definition.autoscaler_settings
+        # Limits are locks to their users: what saves its last words still counts.
+        leaving = sum(
+            c.is_alive and (c.is_preempted or c.is_timed_out) for c in function.containers
+        )
         per = max(
             1,
             definition.target_concurrent_inputs
@@ -227,7 +242,7 @@ class Scheduler:
             or definition.batch_max_size,
         )
         free = sum(max(0, per - len(container.running)) for container in live)
-        most = settings.max_containers or default_max_containers()
+        most = (settings.max_containers or default_max_containers()) - leaving
         missing = -(-(len(function.pending) - free) // per)
         wanted = max(missing, self._warm_containers(function) - len(live))
         for _ in range(min(wanted, most - len(live))):
@@ -236,6 +251,8 @@ class Scheduler:
 
     def _warm_containers(self, function: Function) -> int:
         is_published = function.id in function.app.function_ids.values()
+        if function.starts_failed >= state.MAX_STARTS_FAILED:
+            return 0  # it would fail again, without end
         return int(function.definition.autoscaler_settings.min_containers) if is_published else 0
 
     def _launch_one(self, function: Function) -> bool:
@@ -244,7 +261,7 @@ class Scheduler:
         if self.plane.takes_snapshots(function):
             maker = function.snapshot_maker
             forks = self.plane.config.engine == "fork" and function.can_fork
-            if forks and maker is not None and maker.state is not State.TEMPLATE:
+            if forks and maker is not None and not _can_restore(maker):
                 return False
             kind = "restored" if forks and maker is not None else "snapshotting"
         container = self.launcher.new_container(function, kind)
@@ -258,15 +275,19 @@ class Scheduler:
         """Launch *container*, stay with it to its end, and pick up what it leaves."""
         try:
             await self.launcher.run(container, self)
+        except SnapshotGoneError as loss:
+            logger.info("container %s: %s", container.id, loss)  # the next one makes a new snapshot
         except PrivateMountsError as refusal:
             container.start_failure = _start_failure(str(refusal))
         except Exception as error:
             logger.exception("container %s could not be started", container.id)
             container.start_failure = _start_failure(f"the local plane could not start it: {error}")
         self._bury(container)
+        await asyncio.to_thread(self.launcher.clean_up, container)
 
     def _bury(self, container: Container) -> None:
         function = container.function
+        was_wanted = container.state is not State.DRAINING
         if container.is_alive:
             container.on(Event.EXITED)
         container.exited_at = time.time()
@@ -274,19 +295,19 @@ class Scheduler:
         if function.snapshot_maker is container:
             function.snapshot_maker = None
         lost, container.running = list(container.running.values()), {}
-        code = container.returncode
-        interrupted = container.is_preempted or code == 0
         for item in lost:
             if item.owner is container:
-                self._lose(item, container, interrupted=interrupted)
-        if not lost:
+                self._lose(item, container)
+        for item, delay_s in container.owed:
+            self.plane.spawn(self._enqueue_later(item, delay_s))
+        if was_wanted and not container.has_asked:
             self._count_failed_start(container)
         self.plane.pulse.beat()
         self.scale(function)
 
-    def _lose(self, item: Input, container: Container, *, interrupted: bool) -> None:
-        verdict = state.after_loss(item, container, interrupted=interrupted)
-        item.losses += 0 if interrupted else 1
+    def _lose(self, item: Input, container: Container) -> None:
+        verdict = state.after_loss(item, container)
+        item.losses += 0 if container.is_preempted else 1
         result = container.start_failure or Result(
             status=Result.GENERIC_STATUS_INTERNAL_FAILURE,
             exception=f"container {container.id} ended with code {container.returncode} "
@@ -297,20 +318,17 @@ class Scheduler:
     def _count_failed_start(self, container: Container) -> None:
         """Fail the waiting calls when containers end before they take an input."""
         function = container.function
+        if container.returncode is None and container.start_failure is None:
+            return  # it never had a process: its snapshot went away
+        function.starts_failed += 1
         if container.start_failure is not None:
             self.fail_pending(function, container.start_failure)
-        elif (
-            not container.served
-            and not container.is_preempted
-            and container.returncode not in (0, None)
-        ):
-            function.starts_failed += 1
-            if function.starts_failed >= state.MAX_STARTS_FAILED:
-                text = (
-                    f"{function.starts_failed} containers in a row ended before taking an input; "
-                    f"the last with code {container.returncode}: {' | '.join(container.last_words)}"
-                )
-                self.fail_pending(function, _start_failure(text))
+        elif function.starts_failed >= state.MAX_STARTS_FAILED:
+            text = (
+                f"{function.starts_failed} containers in a row ended before taking an input; "
+                f"the last with code {container.returncode}: {' | '.join(container.last_words)}"
+            )
+            self.fail_pending(function, _start_failure(text))
 
     def drain(self, container: Container) -> None:
         """Give *container* nothing more; it ends when it has finished what it has."""
@@ -325,7 +343,7 @@ class Scheduler:
         await self.launcher.interrupt_then_kill(container, grace_s)
 
     def retire(self, function: Function) -> None:
-        """Let the containers and the snapshot of an old version go."""
+        """Let the containers and the snapshot of an old version go; `scale` starts the new."""
         for container in list(function.containers):
             if not container.holds_snapshot:
                 self.drain(container)
@@ -352,14 +370,12 @@ class Scheduler:
         containers = [
             c for c in self.plane.containers.values() if c.function.app is app and c.is_alive
         ]
+        for item in list(self.plane.inputs.values()):
+            if item.call.function.app is app and item.status in (Status.PENDING, Status.WAITING):
+                self.finish(item, Outcome(_stopped()))
         for function in self.plane.functions.values():
             if function.app is app:
-                self.fail_pending(
-                    function,
-                    Result(
-                        status=Result.GENERIC_STATUS_TERMINATED, exception="the app was stopped"
-                    ),
-                )
+                function.pending.clear()
         for container in containers:
             if container.state is State.BOOTING and not container.holds_snapshot:
                 self.launcher.send(
@@ -383,10 +399,18 @@ class Scheduler:
             await self.launcher.wait_exit(container, STOP_GRACE_S)
             return
         if container.running:
-            await self.launcher.interrupt_then_kill(container, STOP_GRACE_S)
+            await self.launcher.interrupt_then_kill(container, self.plane.config.grace_s)
         elif not await self.launcher.wait_exit(container, STOP_GRACE_S):
             self.launcher.send(container, signal.SIGKILL)
 
 
 def _start_failure(text: str) -> api_pb2.GenericResult:
     return Result(status=Result.GENERIC_STATUS_INIT_FAILURE, exception=text)
+
+
+def _stopped() -> api_pb2.GenericResult:
+    return Result(status=Result.GENERIC_STATUS_TERMINATED, exception="the app was stopped")
+
+
+def _can_restore(maker: Container) -> bool:
+    return maker.state is State.TEMPLATE and maker.template is not None and maker.template.is_ready

@@ -127,6 +127,8 @@ class App:
     logs: list[api_pb2.TaskLogsBatch] = attrs.field(factory=list)
     said: set[str] = attrs.field(factory=set)
     """What the plane itself has said in them."""
+    open_streams: int = 0
+    """Log streams that are being read."""
     is_stopping: bool = False
     is_done: bool = False
     last_seen: float = 0.0
@@ -209,6 +211,12 @@ class Container:
     pid: int = 0
     is_preempted: bool = False
     is_timed_out: bool = False
+    is_doomed: bool = False
+    """It was killed before it had a process."""
+    has_asked: bool = False
+    """It got through its imports and enter hooks, and asked for an input."""
+    owed: list[tuple[Input, float]] = attrs.field(factory=list)
+    """Inputs that it gave up, with the delay in seconds before they run again, once it is gone."""
     holds_snapshot: bool = False
     served: int = 0
     first_input_at: float | None = None
@@ -278,7 +286,9 @@ def after_output(item: Input, container: Container, *, failed: bool, terminated:
         failed: The output is an exception or a timeout.
         terminated: The output says "cancelled": what an async method reports under SIGINT.
     """
-    if terminated and container.is_preempted:
+    # What a preempted attempt reports is the interrupt in other clothes: an async method is
+    # cancelled, a framework leaves by SystemExit. Unknown on Modal; here it is run again.
+    if container.is_preempted and (failed or terminated):
         return Requeue()
     policy = item.call.function.definition.retry_policy
     if failed and item.retries < policy.retries:
@@ -286,18 +296,18 @@ def after_output(item: Input, container: Container, *, failed: bool, terminated:
     return Finish()
 
 
-def after_loss(item: Input, container: Container, *, interrupted: bool) -> Verdict:
+def after_loss(item: Input, container: Container) -> Verdict:
     """
     Decide what the end of a container without an output means.
 
     Args:
         item: The input that it had.
-        container: The container that is gone.
-        interrupted: It was preempted, or ended by KeyboardInterrupt, which sends no output and
-            exits with 0: Modal reschedules such an input and counts nothing.
+        container: The container that is gone. One that was preempted costs nothing. Any other is
+            a loss, also one that ended by a KeyboardInterrupt of its own, without an output and
+            with code 0: it runs again, but not for ever.
     """
     if container.start_failure is not None or item.call.function.app.is_stopping:
         return Finish()
-    if interrupted:
+    if container.is_preempted:
         return Requeue()
     return Requeue() if item.losses + 1 <= MAX_LOSSES else Finish()

@@ -75,26 +75,29 @@ def test_a_failure_uses_a_retry_until_none_is_left(used: int, retries: int) -> N
     assert verdict == (Retry(0.0) if used < retries else Finish())
 
 
-def test_a_cancellation_that_a_preemption_caused_is_queued_again() -> None:
+@pytest.mark.parametrize("as_failure", [True, False])
+def test_what_a_preempted_attempt_reports_is_run_again(*, as_failure: bool) -> None:
     container = make_container(is_preempted=True)
     item = make_input(container)
-    assert after_output(item, container, failed=False, terminated=True) == Requeue()
+    report = {"failed": as_failure, "terminated": not as_failure}
+    assert after_output(item, container, **report) == Requeue()
     container.is_preempted = False
-    assert after_output(item, container, failed=False, terminated=True) == Finish()
+    assert after_output(item, container, **report) == Finish()
 
 
 @given(losses=st.integers(0, 20))
-def test_an_interrupted_container_costs_nothing_and_a_lost_one_is_counted(losses: int) -> None:
+def test_a_preempted_container_costs_nothing_and_a_lost_one_is_counted(losses: int) -> None:
     container = make_container()
     item = make_input(container, losses=losses)
-    assert after_loss(item, container, interrupted=True) == Requeue()
     expected = Requeue() if losses < MAX_LOSSES else Finish()
-    assert after_loss(item, container, interrupted=False) == expected
+    assert after_loss(item, container) == expected
+    container.is_preempted = True
+    assert after_loss(item, container) == Requeue()
 
 
 def test_the_loss_of_a_container_that_failed_to_start_is_final() -> None:
     container = make_container(start_failure=api_pb2.GenericResult())
-    assert after_loss(make_input(container), container, interrupted=True) == Finish()
+    assert after_loss(make_input(container), container) == Finish()
 
 
 @given(

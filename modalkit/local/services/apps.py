@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from modal_proto import api_pb2
 from modalkit.local.core import ENVIRONMENT, Image
 from modalkit.local.layout import app_layout
 from modalkit.local.state import App, new_id
-from modalkit.local.wire import encode_token, not_found
+from modalkit.local.wire import not_found
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 IMAGE_BUILDER = "2025.06"
 """The image builder that the plane claims: it decides which commands the client sends."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
-TOKEN_LIFETIME_S = 86_400
 LOST_CLIENT_S = 3.0
 """How long an ephemeral app lives on when its client's log stream breaks without a goodbye."""
 
@@ -40,13 +40,6 @@ class AppService:
 
     async def ClientHello(self, _request: Empty) -> api_pb2.ClientHelloResponse:
         return api_pb2.ClientHelloResponse(image_builder_version=IMAGE_BUILDER)
-
-    async def AuthTokenGet(
-        self, _request: api_pb2.AuthTokenGetRequest
-    ) -> api_pb2.AuthTokenGetResponse:
-        return api_pb2.AuthTokenGetResponse(
-            token=encode_token(exp=int(time.time()) + TOKEN_LIFETIME_S)
-        )
 
     async def EnvironmentGetOrCreate(
         self, request: api_pb2.EnvironmentGetOrCreateRequest
@@ -111,8 +104,9 @@ class AppService:
         if request.app_state == api_pb2.APP_STATE_DEPLOYED:
             app.name = request.name
             self._plane.deployed[app.name] = app.id
-        for function_id in app.function_ids.values():
-            self._scheduler.scale(self._plane.functions[function_id])
+        for function in list(self._plane.functions.values()):
+            if function.app is app:  # variants too
+                self._scheduler.scale(function)
         return api_pb2.AppPublishResponse(
             url=f"local plane, app {app.name or app.id}", deployed_at=time.time()
         )
@@ -136,6 +130,7 @@ class AppService:
         position = int(request.last_entry_id.partition("-")[0] or 0)
         deadline = time.monotonic() + request.timeout
         is_broken = True
+        app.open_streams += 1
         try:
             while True:
                 while position < len(app.logs):
@@ -146,6 +141,7 @@ class AppService:
                     return
                 await self._plane.pulse.wait(deadline - time.monotonic())
         finally:
+            app.open_streams -= 1
             app.last_seen = time.monotonic()
             if is_broken and not app.is_stopping:
                 self._plane.spawn(self._reap_if_silent(app, LOST_CLIENT_S))
@@ -156,8 +152,20 @@ class AppService:
         deadline = broke_at + patience_s
         while time.monotonic() < deadline:
             await self._plane.pulse.wait(deadline - time.monotonic())
-        if app.last_seen <= broke_at and app.app_state == api_pb2.APP_STATE_EPHEMERAL:
+        is_silent = app.last_seen <= broke_at and not app.open_streams
+        if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL:
             await self._scheduler.stop_app(app)
+
+    async def ContainerStop(
+        self, request: api_pb2.ContainerStopRequest
+    ) -> api_pb2.ContainerStopResponse:
+        container = self._plane.containers.get(request.task_id)
+        if container is None:
+            raise not_found(f"no container {request.task_id}")
+        self._scheduler.drain(container)
+        if not request.graceful:
+            self._scheduler.launcher.send(container, signal.SIGINT)
+        return api_pb2.ContainerStopResponse()
 
     async def TaskList(self, _request: api_pb2.TaskListRequest) -> api_pb2.TaskListResponse:
         live = [c for c in self._plane.containers.values() if c.is_alive]

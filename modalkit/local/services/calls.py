@@ -10,7 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
 from modalkit.local.state import Call, Input, Status, new_id
-from modalkit.local.wire import decode_token, encode_token, not_found
+from modalkit.local.wire import encode_token, not_found
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -62,19 +62,6 @@ class CallService:
 
     async def FunctionFinishInputs(self, _request: api_pb2.FunctionFinishInputsRequest) -> Empty:
         return Empty()
-
-    async def FunctionRetryInputs(
-        self, request: api_pb2.FunctionRetryInputsRequest
-    ) -> api_pb2.FunctionRetryInputsResponse:
-        """Run finished inputs again: the client asks for it when it sees an internal failure."""
-        for item in request.inputs:
-            retried = self._plane.inputs[decode_token(item.input_jwt)["input"]]
-            retried.call.latest.pop(retried.index, None)
-            retried.status = Status.WAITING
-            self._scheduler.enqueue(retried)
-        return api_pb2.FunctionRetryInputsResponse(
-            input_jwts=[item.input_jwt for item in request.inputs]
-        )
 
     async def FunctionGetOutputs(
         self, request: api_pb2.FunctionGetOutputsRequest

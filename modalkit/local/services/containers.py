@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,9 @@ class ContainerService:
         return Empty()
 
     async def TaskResult(self, request: api_pb2.TaskResultRequest) -> Empty:
-        """Hear that the container failed in an import or an enter hook."""
+        """Hear that the container failed: before it asked for an input, its callers must know."""
+        if self._caller.has_asked:
+            return Empty()  # an exit hook raised; what it served is not undone by that
         failure = api_pb2.GenericResult()
         failure.CopyFrom(request.result)
         self._caller.start_failure = failure
@@ -91,15 +92,6 @@ class ContainerService:
         temporary.write_text(json.dumps(state))
         temporary.replace(self._caller.directory / "restore-state.json")
         return Empty()
-
-    async def ContainerStop(
-        self, request: api_pb2.ContainerStopRequest
-    ) -> api_pb2.ContainerStopResponse:
-        container = self._plane.containers.get(request.task_id, self._caller)
-        self._scheduler.drain(container)
-        if not request.graceful:
-            self._scheduler.launcher.send(container, signal.SIGINT)
-        return api_pb2.ContainerStopResponse()
 
     async def FunctionGetDynamicConcurrency(
         self, request: api_pb2.FunctionGetDynamicConcurrencyRequest

@@ -1,0 +1,102 @@
+"""Containers that end in every way a container can."""
+
+import asyncio
+import os
+import pathlib
+import time
+
+import modal
+
+app = modal.App("endings")
+volume = modal.Volume.from_name("endings", create_if_missing=True)
+HERE = pathlib.Path("/endings")
+
+
+@app.cls(max_containers=1, single_use_containers=True)
+class RaisesInExit:
+    @modal.exit()
+    def leave(self):
+        raise RuntimeError("the exit hook raises")
+
+    @modal.method()
+    def f(self, x: int) -> int:
+        return x
+
+
+def mark(name: str) -> list[str]:
+    """Add a line to a file of the Volume and return all that are committed."""
+    with (HERE / name).open("a") as file:
+        file.write(f"{os.environ['MODAL_TASK_ID']}\n")
+    return (HERE / name).read_text().splitlines()
+
+
+@app.function(volumes={"/endings": volume}, timeout=2, retries=1, max_containers=1)
+def saves_after_its_timeout(name: str) -> list[str]:
+    if (HERE / name).exists():
+        return mark(name)
+    print("FIRST ATTEMPT", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(1.5)
+        mark(name)
+        raise
+
+
+@app.function(volumes={"/endings": volume}, max_containers=1)
+async def asynchronous(name: str) -> list[str]:
+    if (HERE / name).exists():
+        return mark(name)
+    print("ASYNC ATTEMPT", flush=True)
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        mark(name)
+        time.sleep(1.0)  # noqa: ASYNC251 - saving blocks
+        raise
+
+
+@app.function(volumes={"/endings": volume})
+def leaves_by_system_exit(name: str) -> list[str]:
+    if (HERE / name).exists():
+        return mark(name)
+    print("EXIT ATTEMPT", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        mark(name)
+        raise SystemExit(1) from None
+
+
+@app.function()
+def quits() -> None:
+    os._exit(0)
+
+
+@app.cls(min_containers=1)
+class QuitsInHook:
+    @modal.enter()
+    def load(self):
+        os._exit(0)
+
+    @modal.method()
+    def f(self) -> int:
+        return 1
+
+
+@app.function(retries=modal.Retries(max_retries=1, initial_delay=30.0, backoff_coefficient=1.0))
+def fails_with_a_long_delay() -> None:
+    raise ValueError("at first")
+
+
+@app.cls(enable_memory_snapshot=True, max_containers=3)
+class Restored:
+    @modal.enter(snap=True)
+    def load(self):
+        self.big = list(range(1000))
+
+    @modal.method()
+    def nap(self, seconds: float) -> str:
+        print("NAPPING", flush=True)
+        time.sleep(seconds)
+        return os.environ["MODAL_TASK_ID"]
