@@ -97,9 +97,10 @@ def leave() -> None:
     elif error is not None:
         traceback.print_exception(error)
         code = 1
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    # As the interpreter and multiprocessing's children do: thread pools are told to end, then all
+    # threads but daemons are joined. Like there, an interrupt ends the wait.
+    with contextlib.suppress(KeyboardInterrupt):
+        threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
     atexit._run_exitfuncs()  # noqa: SLF001
     _flush()
     # Not by sys.exit: that would finalize objects which the template and its other children use,
@@ -146,6 +147,9 @@ def _refusal(loop: Any) -> str | None:
     threads = [t for t in threading.enumerate() if t is not threading.main_thread()]
     if named := [thread.name for thread in threads if not thread.daemon]:
         return f"these threads would be missing after a fork: {', '.join(named)}"
+    for path in _openmp_libraries():
+        if not hasattr(ctypes.CDLL(path), "omp_pause_resource_all"):
+            return f"{path} cannot end its threads before a fork; that needs GCC 9's libgomp"
     if not _private.can_repair(loop):
         return f"the event loop is a {type(loop).__name__}, which cannot be repaired after a fork"
     if threads:
@@ -239,10 +243,13 @@ def _pause_openmp() -> None:
     It must be done before every fork. LLVM's and Intel's OpenMP begin anew in a forked child by
     themselves; measured with libomp 14 and libiomp5 2026.2.
     """
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    paths = {line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line}
-    for path in sorted(paths):
+    for path in _openmp_libraries():
         ctypes.CDLL(path).omp_pause_resource_all(OMP_PAUSE_HARD)
+
+
+def _openmp_libraries() -> list[str]:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sorted({line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line})
 
 
 def _flush() -> None:

@@ -6,6 +6,7 @@ import random
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import modal
@@ -67,6 +68,7 @@ class Trainer:
     def wait(self) -> int:
         try:
             if not Path("/outputs/interrupted").exists():
+                print("WAITING", flush=True)
                 time.sleep(60)
         except KeyboardInterrupt:
             main = threading.current_thread() is threading.main_thread()
@@ -108,6 +110,18 @@ class WithThread:
     @modal.exit()
     def leave(self) -> None:
         self.stop.set()
+
+
+@app.cls(enable_memory_snapshot=True, single_use_containers=True)
+class Pooled:
+    @modal.enter(snap=True)
+    def load(self) -> None:
+        self.made_by = os.getpid()
+
+    @modal.method()
+    def leave_a_pool_open(self) -> list[int]:
+        self.pool = ThreadPoolExecutor(1)
+        return [self.pool.submit(os.getpid).result(), self.made_by]
 
 
 @app.cls(enable_memory_snapshot=True, single_use_containers=True)
