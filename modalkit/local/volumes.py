@@ -25,6 +25,7 @@ from typing import Final
 
 import attrs
 
+from modalkit.errors import LocalPlaneError
 from modalkit.local import trees
 
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,63}")
@@ -69,7 +70,9 @@ class Volume:
     def save(self) -> None:
         """Write down what a later registry needs to know about this Volume."""
         record = {"id": self.id, "name": self.name, "version": self.version}
-        (self.root / RECORD).write_text(json.dumps({**record, "created_at": self.created_at}))
+        temporary = self.root / f"{RECORD}.tmp"
+        temporary.write_text(json.dumps({**record, "created_at": self.created_at}))
+        temporary.replace(self.root / RECORD)  # a plane may be killed at any moment
 
     def resolve(self, relative: str, *, follow: bool = True) -> Path:
         """
@@ -228,6 +231,9 @@ class VolumeRegistry:
 
     Args:
         root: The directory; made when missing.
+
+    Raises:
+        LocalPlaneError: A Volume's record there cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -236,11 +242,11 @@ class VolumeRegistry:
         self._volumes: dict[str, Volume] = {}
         root.mkdir(parents=True, exist_ok=True)
         for record in sorted(root.glob(f"*/{RECORD}")):
-            facts = json.loads(record.read_text())
-            if not facts["name"]:  # left by a plane that was killed
+            volume = _load(record)
+            if volume.name:
+                self._volumes[volume.id] = volume
+            else:  # left by a plane that was killed
                 shutil.rmtree(record.parent)
-                continue
-            self._volumes[facts["id"]] = Volume(root=record.parent, **facts)
 
     def get_or_create(self, name: str | None, version: int, create: bool) -> Volume:  # noqa: FBT001
         """
@@ -300,3 +306,13 @@ class VolumeRegistry:
         for volume in list(self._volumes.values()):
             if not volume.name:
                 self.delete(volume.id)
+
+
+def _load(record: Path) -> Volume:
+    try:
+        return Volume(root=record.parent, **json.loads(record.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise LocalPlaneError(
+            f"the record of a Volume, {record}, cannot be read ({error}); delete this file: the "
+            "Volume's files stay, and it is found again when an app next creates it by its name"
+        ) from error

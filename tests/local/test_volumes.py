@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from modalkit.errors import LocalPlaneError
 from modalkit.local.volumes import View, Volume, VolumeRegistry, open_files
 
 Content = dict[str, bytes | None]  # None: a directory
@@ -416,3 +417,35 @@ def test_names_that_modal_refuses(tmp_path, name):
 def test_volume_is_an_identity(tmp_path):
     """Two Volumes are never equal, whatever they hold: each has its own lock."""
     assert Volume("vo-1", "a", 1, tmp_path) != Volume("vo-1", "a", 1, tmp_path)
+
+
+@pytest.mark.parametrize("record", ["", '{"id": "vo-1", "na', '["vo-1"]', '{"id": "vo-1"}'])
+def test_a_damaged_record_is_named_and_its_remedy_keeps_the_files(tmp_path, record):
+    volume = VolumeRegistry(tmp_path).get_or_create("data", 2, create=True)
+    (volume.committed / "weights").write_text("1")
+    damaged = volume.root / "volume.json"
+    damaged.write_text(record)
+    with pytest.raises(LocalPlaneError, match=f"{damaged}.*delete this file"):
+        VolumeRegistry(tmp_path)
+    damaged.unlink()
+    again = VolumeRegistry(tmp_path).get_or_create("data", 2, create=True)
+    assert (again.committed / "weights").read_text() == "1"
+
+
+KILLED_IN_THE_MIDDLE = """
+import os, signal, sys
+from pathlib import Path
+from modalkit.local.volumes import VolumeRegistry
+volume = VolumeRegistry(Path(sys.argv[1])).get_or_create("data", 2, create=True)
+def write_half(self, text):
+    open(self, "w").write(text[: len(text) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.write_text = write_half
+volume.save()
+"""
+
+
+def test_a_record_is_whole_though_the_plane_is_killed_while_it_is_written(tmp_path):
+    command = [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == -9
+    assert VolumeRegistry(tmp_path).names() == ["data"]
