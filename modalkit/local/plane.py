@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 
-from modalkit.errors import LocalPlaneError, PlaneStartError, UnknownContainerError
+from modalkit.errors import LocalPlaneError, PlaneStartError
+from modalkit.local import plane_process
 
 if TYPE_CHECKING:
     import modal
 
-START_TIMEOUT_S = 60.0
-CLOSE_TIMEOUT_S = 20.0
 POLL_S = 0.02
 
 
@@ -146,44 +142,20 @@ class LocalPlane:
                 "run it in a Linux virtual machine or container"
             )
         engine = choose_engine(self._engine)
-        self._runtime = Path(tempfile.mkdtemp(prefix="mk-"))
-        state = self._state or self._runtime / "state"
-        state.mkdir(parents=True, exist_ok=True)
+        self._runtime, state = plane_process.make_directories(self._state)
         configuration = {
             **self._options,
             "runtime": str(self._runtime),
             "state": str(state),
             "engine": engine,
         }
-        package = str(Path(__file__).parents[2])
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "modalkit.local.server"],
-            env={
-                **_without_modal(os.environ),
-                "PYTHONPATH": _prepend(package, os.environ.get("PYTHONPATH")),
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a Ctrl-C is for the client; the plane ends with its owner
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(configuration) + "\n")
-        self._process.stdin.flush()
-        self.pid = self._read_greeting(self._process.stdout)
-        return self
-
-    def _read_greeting(self, stream: IO[str]) -> int:
-        line = stream.readline()
-        greeting: dict[str, Any] = (
-            json.loads(line) if line else {"error": "see what it said on stderr above"}
-        )
-        if "error" in greeting:
+        try:
+            self._process = plane_process.start(configuration)
+            self.pid = plane_process.greeting(self._process)
+        except BaseException:
             self.__exit__(None, None, None)
-            raise PlaneStartError(f"the local plane did not start: {greeting['error']}")
-        pid: int = greeting["pid"]
-        return pid
+            raise
+        return self
 
     def __exit__(
         self,
@@ -193,15 +165,7 @@ class LocalPlane:
     ) -> None:
         process, self._process = self._process, None
         if process is not None:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.close()
-            try:
-                process.wait(CLOSE_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
+            plane_process.stop(process)
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
 
@@ -248,8 +212,10 @@ class LocalPlane:
             cwd: Directory to run it in: modal finds local modules there first. Default: this one.
         """
         return subprocess.run(
-            [sys.executable, "-m", "modal", *arguments],
-            env={**_without_modal(os.environ), **self._extra_env, **self.env},
+            # -P: a modal.py in the working directory is not modal. For the app's own modules modal
+            # puts that directory on its path later.
+            [sys.executable, "-P", "-m", "modal", *arguments],
+            env={**plane_process.without_modal(os.environ), **self._extra_env, **self.env},
             cwd=cwd,
             check=check,
             capture_output=capture,
@@ -331,23 +297,7 @@ class LocalPlane:
 
     def ask(self, operation: str, **arguments: Any) -> Any:
         """Send one request to the plane's control socket and return the result."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            try:
-                connection.connect(str(self._directory / "control.sock"))
-                connection.sendall(json.dumps({"op": operation, **arguments}).encode() + b"\n")
-                with connection.makefile("rb") as stream:
-                    line = stream.readline()
-            except OSError as error:
-                raise PlaneStartError(
-                    f"the local plane does not answer any more ({error})"
-                ) from error
-        if not line:
-            raise PlaneStartError(f"the local plane ended while it was asked for {operation!r}")
-        reply = json.loads(line)
-        if "error" in reply:
-            kind = UnknownContainerError if operation in ("preempt", "kill") else LocalPlaneError
-            raise kind(reply["error"])
-        return reply["result"]
+        return plane_process.ask(self._directory / "control.sock", operation, arguments)
 
     @property
     def _directory(self) -> Path:
@@ -377,12 +327,3 @@ def choose_engine(wanted: Literal["auto", "inline", "fork"]) -> Literal["inline"
             f"the fork engine cannot be used here: {missing}; use engine='inline'"
         )
     return "inline"
-
-
-def _without_modal(environment: Mapping[str, str]) -> dict[str, str]:
-    """Drop every setting of modal's: tokens and profiles of a real account stay out of reach."""
-    return {name: value for name, value in environment.items() if not name.startswith("MODAL_")}
-
-
-def _prepend(path: str, rest: str | None) -> str:
-    return os.pathsep.join([path, rest]) if rest else path

@@ -20,12 +20,17 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from modalkit.errors import LocalPlaneError
+from modalkit.local.boot import die_with_parent
 from modalkit.local.processes import descendants, views_directory
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+SWEEP_S = 10.0
+"""How long the warden tries to end what is left, such as a program of another user's."""
 IDLE_CLIENT_S = 60.0
 """Silence after which a client is taken for dead; it sends a heartbeat every 15 s."""
 
@@ -33,14 +38,11 @@ IDLE_CLIENT_S = 60.0
 def main() -> None:
     """Run the plane under a warden."""
     configuration = json.loads(sys.stdin.readline())
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     warden = os.getpid()
     plane = os.fork()
     if plane == 0:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != warden:
-            os._exit(1)
+        die_with_parent(warden)
         _serve(configuration)
         os._exit(0)
     os.close(sys.stdout.fileno())  # the owner reads the plane's end from this pipe
@@ -60,13 +62,15 @@ def _guard(plane: int) -> int:
 
 def _sweep(configuration: dict[str, Any]) -> None:
     """Kill every process that the plane left, and remove what it wrote for itself."""
-    while left := descendants(os.getpid()):
+    deadline = time.monotonic() + SWEEP_S
+    while (left := descendants(os.getpid())) and time.monotonic() < deadline:
         for pid in left:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+        time.sleep(0.01)
     views = views_directory(configuration["state"], configuration["runtime"])
     shutil.rmtree(views, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -86,7 +90,10 @@ def _serve(configuration: dict[str, Any]) -> None:
         level = os.environ.get("MODALKIT_LOCAL_LOG", "warning").upper()
         logging.basicConfig(level="WARNING", format="[local plane] %(message)s")
         logging.getLogger("modalkit.local").setLevel(level)
-        asyncio.run(_amain(configuration))
+        try:
+            asyncio.run(_amain(configuration))
+        except LocalPlaneError as error:
+            _greet({"error": str(error)})
 
 
 def _greet(greeting: dict[str, Any]) -> None:
@@ -108,6 +115,7 @@ async def _amain(configuration: dict[str, Any]) -> None:
     from modalkit.local.wire import servicer
 
     plane = Plane(Config(**configuration), modal_version)
+    plane.views.parent.mkdir(mode=0o700, exist_ok=True)
     for directory in (plane.file_store, plane.blob_store, plane.views):
         directory.mkdir(parents=True, exist_ok=True)
     launcher = Launcher(

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import modal
 import pytest
 
-from modalkit.errors import PlaneStartError
-from modalkit.local import LocalPlane
+from modalkit.errors import LocalPlaneError, PlaneStartError
+from modalkit.local import LocalPlane, plane_process
 from modalkit.local.processes import descendants
 
 from .conftest import APPS
@@ -66,8 +67,17 @@ def container_pids(plane: LocalPlane) -> list[int]:
     return [int(pid) for words in said for pid in words[1:]]
 
 
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Use a TMPDIR of our own: other planes may run on this machine."""
+    with tempfile.TemporaryDirectory(prefix="x") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield Path(directory)
+
+
 def plane_directories() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("mk-*")}
+    return {path.name for path in Path(os.environ["TMPDIR"]).glob("mk-*")}
 
 
 def start_client(plane: LocalPlane, app_file: Path) -> subprocess.Popen[bytes]:
@@ -153,11 +163,126 @@ def test_an_ordinary_end_leaves_nothing_but_the_state(tmp_path: Path) -> None:
         assert list(plane.volume("attempts").committed().iterdir())
 
 
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
 def test_the_plane_is_private(tmp_path: Path) -> None:
-    with LocalPlane(engine="inline") as plane:
-        directory = Path(plane.env["MODAL_SERVER_URL"].removeprefix("unix://")).parent
-        assert directory.stat().st_mode & 0o777 == 0o700
+    with LocalPlane(tmp_path / "state", engine="inline") as plane:
+        assert mode(runtime(plane)) == 0o700
+        assert mode(tmp_path / "state") == 0o700
+        assert mode(tmp_path / "state" / ".views") == 0o700
         assert "MODAL_TOKEN_SECRET" in plane.env
+    ours = tmp_path / "ours"
+    ours.mkdir(mode=0o755)
+    with LocalPlane(ours, engine="inline"):
+        assert mode(ours) == 0o755  # a directory that was there stays as it is
+
+
+def runtime(plane: LocalPlane) -> Path:
+    return Path(plane.env["MODAL_SERVER_URL"].removeprefix("unix://")).parent
+
+
+def test_a_state_directory_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(PlaneStartError, match=r"cannot make its directory.*another state"):
+        LocalPlane(tmp_path / "file" / "state").__enter__()
+    assert plane_directories() == set()
+
+
+def test_a_plane_that_does_not_start_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plane_process, "START_TIMEOUT_S", 0.001)
+    with pytest.raises(PlaneStartError, match=r"within 0\.001 s"):
+        LocalPlane(engine="inline").__enter__()
+    assert plane_directories() == set()
+
+
+def test_a_plane_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalPlane(engine="inline") as plane:
+        os.kill(plane.pid, signal.SIGSTOP)
+        with monkeypatch.context() as patched:
+            patched.setattr(plane_process, "ANSWER_TIMEOUT_S", 0.2)
+            with pytest.raises(PlaneStartError, match="does not answer any more"):
+                plane.containers()
+        os.kill(plane.pid, signal.SIGCONT)
+        assert plane.containers() == []
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_a_tmpdir_too_long_for_sockets_is_not_used(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, excess: int
+) -> None:
+    room = plane_process.LONGEST_TMPDIR - len(str(temporary)) - 1
+    long = temporary / ("x" * (room + excess))
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with LocalPlane(engine="fork") as plane:
+        assert runtime(plane).parent == (Path("/tmp") if excess else long)
+        plane.deploy(str(APPS / "forked.py"))
+        worker = modal.Cls.from_name("forked", "Async", client=plane.client())()
+        assert worker.work.remote(1)[1] == [0]
+
+
+def test_a_modal_py_in_the_working_directory_is_not_modal(tmp_path: Path) -> None:
+    (tmp_path / "modal.py").write_text("raise SystemExit('this is not modal')")
+    (tmp_path / "helper.py").write_text("TEXT = 'the local module'")
+    (tmp_path / "apps").mkdir()
+    (tmp_path / "apps" / "uses.py").write_text(USES_A_LOCAL_MODULE)
+    with LocalPlane(engine="inline") as plane:
+        done = plane.run("apps/uses.py::f", capture=True, cwd=tmp_path)
+    assert "FOUND the local module" in done.stdout
+
+
+USES_A_LOCAL_MODULE = """
+import modal
+import helper
+
+app = modal.App("uses", image=modal.Image.debian_slim().add_local_python_source("helper"))
+
+@app.function()
+def f():
+    print("FOUND", helper.TEXT)
+"""
+
+
+def test_a_bad_volume_name_is_an_error_of_ours() -> None:
+    with (
+        LocalPlane(engine="inline") as plane,
+        pytest.raises(LocalPlaneError, match=r"Volume.*'\.\./x'|'\.\./x'.*Volume"),
+    ):
+        plane.volume("../x").committed()
+
+
+def test_a_damaged_volume_record_is_reported_at_the_start(tmp_path: Path) -> None:
+    record = tmp_path / "volumes" / "data" / "volume.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    with pytest.raises(PlaneStartError, match=f"{record}.*delete this file"):
+        LocalPlane(tmp_path).__enter__()
+
+
+UNKILLABLE = """
+import os, subprocess, sys, time
+from modalkit.local import server
+
+def refuse(pid, signal):
+    raise PermissionError
+
+child = subprocess.Popen(["sleep", "60"])
+kill, os.kill, server.SWEEP_S = os.kill, refuse, 0.5
+started = time.process_time()
+server._sweep({"state": sys.argv[1], "runtime": sys.argv[1] + "/mk-1"})
+print(time.process_time() - started)
+kill(child.pid, 9)
+"""
+
+
+def test_the_warden_gives_up_on_a_process_that_it_may_not_kill(tmp_path: Path) -> None:
+    (tmp_path / "mk-1").mkdir()
+    command = [sys.executable, "-c", UNKILLABLE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert float(done.stdout) < 0.25  # of 0.5 s: it does not spin
+    assert not (tmp_path / "mk-1").exists()
 
 
 def test_a_plane_that_cannot_start_says_why(tmp_path: Path) -> None:
