@@ -113,7 +113,6 @@ class Scheduler:
             item.deliveries += 1
             container.running[item.id] = item
             container.on(Event.ASSIGNED)
-            container.served += 1
             container.first_input_at = container.first_input_at or time.time()
             self.plane.spawn(self._watch_timeout(item, container, item.deliveries))
             taken.append(item)

@@ -218,7 +218,6 @@ class Container:
     owed: list[tuple[Input, float]] = attrs.field(factory=list)
     """Inputs that it gave up, with the delay in seconds before they run again, once it is gone."""
     holds_snapshot: bool = False
-    served: int = 0
     first_input_at: float | None = None
     exited_at: float | None = None
     returncode: int | None = None
