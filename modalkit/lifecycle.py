@@ -12,17 +12,17 @@ Source: `_find_partial_methods_for_user_cls` and `_use_annotation_parameters` of
 
 from __future__ import annotations
 
-import dis
 import inspect
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
-from types import CodeType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
-from modalkit._modal_introspect import is_parameter, raw_function, roles
+from modalkit._bytecode import Read, reads_of_self
+from modalkit._modal_introspect import Role, is_parameter, raw_function, roles
 from modalkit.errors import LifecycleError
 
 RESERVED_PREFIX = "_modalkit_"
+
+_HOOKS: Final = frozenset({Role.BEFORE_SNAPSHOT, Role.AFTER_START, Role.EXIT})
 
 
 def check_class(
@@ -45,6 +45,7 @@ def check_class(
     for name, arguments in plain.items():
         _check_plain(cls, name, arguments)
     _check_overrides(cls)
+    _check_calls(cls, base)
     _check_parameters(cls)
 
 
@@ -55,24 +56,18 @@ def reads_attribute(cls: type, name: str, *, base: type) -> bool:
     It reads the compiled methods, so it sees `self.run(...)` and misses what is spelt differently,
     such as `getattr(self, "run")` or a call from a function outside the class.
     """
-    owners = [owner for owner in cls.__mro__ if owner not in base.__mro__]
-    functions = (raw_function(member) for owner in owners for member in vars(owner).values())
-    return any(
-        _reads(function.__code__, function.__code__.co_varnames[0], name)
-        for function in map(inspect.unwrap, filter(None, functions))
-        if function.__code__.co_argcount
-    )
+    return any(read.name == name for _, _, read in _reads(cls, base))
 
 
-def _reads(code: CodeType, self_name: str, name: str) -> bool:
-    for load, attribute in pairwise(dis.get_instructions(code)):
-        # From 3.13 on one instruction may name two variables; the attribute is read of the last.
-        last = load.argval[-1] if isinstance(load.argval, tuple) else load.argval
-        is_self = "LOAD_" in load.opname and last == self_name
-        if is_self and "LOAD_" in attribute.opname and attribute.argval == name:
-            return True
-    nested = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return any(_reads(inner, self_name, name) for inner in nested)
+def _reads(cls: type, base: type) -> Iterator[tuple[type, str, Read]]:
+    """Yield each read of `self` in a method of *cls*, after the method's owner and name."""
+    for owner in cls.__mro__:
+        if owner in base.__mro__:
+            continue
+        for name, member in vars(owner).items():
+            if function := raw_function(member):
+                for read in reads_of_self(inspect.unwrap(function)):
+                    yield owner, name, read
 
 
 def _check_constructor(cls: type) -> None:
@@ -168,6 +163,41 @@ def _refuse_override(
         f"{_spelt(lost)}: Modal still runs it. Override it by a method that does nothing, "
         f"decorated with {_spelt(lost)}."
     )
+
+
+def _check_calls(cls: type, base: type) -> None:
+    """Refuse calls that work on a plain object, and in a container meet a Function of Modal."""
+    for owner, method, read in _reads(cls, base):
+        decorators = roles(_attribute(cls, owner, read))
+        if not decorators:
+            continue
+        if read.by_super:
+            raise LifecycleError(
+                f"{owner.__name__}.{method} uses super().{read.name}, which is decorated with "
+                f"{_spelt(decorators)}: in the container Modal looks it up by its name alone, not "
+                f"in the base, and the call fails. Move the base's work into a plain method, and "
+                f"let both call that."
+            )
+        if decorators & _HOOKS:
+            raise LifecycleError(
+                f"{owner.__name__}.{method} uses self.{read.name}, which is decorated with "
+                f"{_spelt(decorators)}: in the container that is a KeyError. Move its work into a "
+                f"plain method, and let both call that."
+            )
+        if read.called:
+            raise LifecycleError(
+                f"{owner.__name__}.{method} calls self.{read.name}(...), which is decorated with "
+                f"{_spelt(decorators)}: in the container that is a Function of Modal, which cannot "
+                f"be called. Write self.{read.name}.local(...), or move its work into a plain "
+                f"method."
+            )
+
+
+def _attribute(cls: type, owner: type, read: Read) -> object:
+    """Return what *read*, in a method of *owner*, finds on an object of *cls*."""
+    mro = cls.__mro__
+    searched = mro[mro.index(owner) + 1 :] if read.by_super else mro
+    return next((vars(c)[read.name] for c in searched if read.name in vars(c)), None)
 
 
 def _check_parameters(cls: type) -> None:

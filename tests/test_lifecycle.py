@@ -96,7 +96,7 @@ class OfOthers(Base):
     def train(self, other, run):
         other.run(self)
         subprocess.run(other, check=True)
-        return self.runs(run), self.command
+        return self.runs(run), self.command, (self, "run")
 
     def store(self, value):
         self.run = value

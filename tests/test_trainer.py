@@ -21,6 +21,7 @@ from modalkit import (
     PolicyError,
     SnapshotTrainer,
 )
+from modalkit._modal_introspect import raw_function
 from modalkit.snapshots import renew
 
 
@@ -60,6 +61,15 @@ DECORATORS = [
     ),
     pytest.param(modal.exit(), Flags.EXIT, "@modal.exit()", id="exit"),
 ]
+
+
+AGAIN = {
+    "@modal.method()": modal.method(),
+    "@modal.enter()": modal.enter(),
+    "@modal.enter(snap=True)": modal.enter(snap=True),
+    "@modal.exit()": modal.exit(),
+}
+"""The same kinds for an override."""
 
 
 def escaped(text: str) -> str:
@@ -144,13 +154,7 @@ def test_an_override_with_the_same_decorator_is_fine(decorator, flag, spelt):
     class Child(Parent):
         pass
 
-    # A decorator object may be used once; the same kind again.
-    again = {
-        "@modal.method()": modal.method(),
-        "@modal.enter()": modal.enter(),
-        "@modal.enter(snap=True)": modal.enter(snap=True),
-        "@modal.exit()": modal.exit(),
-    }[spelt]
+    again = AGAIN[spelt]
 
     class Grandchild(Child):
         @again
@@ -241,6 +245,120 @@ def test_an_exit_hook_overridden_by_an_enter_hook_still_runs():
 
     assert hooks(accepted(define), Flags.EXIT) == ["parent's exit"]
     refused(define, r"Child\.work is decorated with @modal\.enter\(\), Parent\.work with @modal\.e")
+
+
+# ------------------------------------------------------- calls that meet a Function of Modal
+
+
+class Failing:
+    """What Modal puts on the object in a container: Functions by name, and no hooks."""
+
+    def __call__(self):
+        raise TypeError("'Function' object is not callable")
+
+    def local(self):
+        return "ran"
+
+
+def in_the_container(cls: type, *functions: str) -> object:
+    made = cls()
+    made._modal_functions = dict.fromkeys(functions, Failing())
+    return made
+
+
+def test_a_method_called_by_super_fails_in_the_container_only():
+    def define(base):
+        class Parent(base):
+            @modal.method()
+            def train(self):
+                return "ran"
+
+        class Child(Parent):
+            @modal.method()
+            def train(self):
+                return super().train()
+
+        return Child
+
+    cls = accepted(define)
+    assert hooks(cls, Flags.CALLABLE_INTERFACE) == ["ran"]
+    with pytest.raises(TypeError, match="not callable"):
+        raw_function(vars(cls)["train"])(in_the_container(cls, "train"))
+    refused(define, r"Child\.train uses super\(\)\.train, .*@modal\.method\(\).*plain method")
+
+
+@pytest.mark.parametrize(("decorator", "flag", "spelt"), DECORATORS)
+def test_a_decorated_member_called_by_self_fails_in_the_container_only(decorator, flag, spelt):
+    def define(base):
+        class Child(base):
+            @decorator
+            def helper(self):
+                return "ran"
+
+            def train(self):
+                return self.helper()
+
+        return Child
+
+    cls = accepted(define)
+    assert cls().train() == "ran"
+    functions = ["helper"] if flag is Flags.CALLABLE_INTERFACE else []
+    with pytest.raises((TypeError, KeyError)):
+        in_the_container(cls, *functions).train()
+    refused(define, rf"Child\.train \w+ self\.helper.*{escaped(spelt)}.*plain method")
+
+
+@pytest.mark.parametrize(("decorator", "flag", "spelt"), DECORATORS)
+def test_a_hook_called_by_super_fails_in_the_container_only(decorator, flag, spelt):
+    again = AGAIN[spelt]
+
+    def define(base):
+        class Parent(base):
+            @decorator
+            def work(self):
+                return "ran"
+
+        class Child(Parent):
+            @again
+            def work(self):
+                return super().work()
+
+        return Child
+
+    assert hooks(accepted(define), flag) == ["ran"]
+    refused(define, r"Child\.work uses super\(\)\.work")
+
+
+def test_a_call_is_seen_when_a_class_decorates_what_its_base_calls():
+    class Parent(SnapshotTrainer):
+        def evaluate(self): ...
+
+        @modal.method()
+        def train(self):
+            return self.evaluate()
+
+    with pytest.raises(LifecycleError, match=r"Parent\.train calls self\.evaluate\(\.\.\.\)"):
+
+        class Child(Parent):
+            @modal.method()
+            def evaluate(self): ...
+
+
+def test_other_uses_of_a_method_are_fine():
+    class Child(SnapshotTrainer):
+        def plain(self): ...
+
+        @modal.method()
+        def helper(self):
+            return self.plain()
+
+        @modal.method()
+        def train(self, other):
+            other.helper()
+            self.helper.remote()
+            return self.helper.local(), self.helper.spawn, other(self.helper), super().load()
+
+    assert in_the_container(Child, "helper").helper.local() == "ran"
 
 
 # ------------------------------------------------------------------------------- parameters
