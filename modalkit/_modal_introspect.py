@@ -24,6 +24,8 @@ class Role(Enum):
     EXIT = "modal.exit()"
     METHOD = "modal.method()"
     BATCHED = "modal.batched()"
+    CLUSTERED = "modal.clustered()"
+    CONCURRENT = "modal.concurrent()"
 
 
 def roles(member: object) -> frozenset[Role]:
@@ -80,3 +82,33 @@ def volume_environment(volume: modal.Volume) -> str | None:
     inner: Any = synchronizer._translate_in(volume)  # type: ignore[no-untyped-call]
     name: str | None = inner._load_context_overrides._environment_name
     return name or None
+
+
+def is_read_only(volume: modal.Volume) -> bool:
+    """Return whether *volume* was made read-only by `with_mount_options` or `read_only`."""
+    from modal._utils.async_utils import synchronizer
+
+    inner: Any = synchronizer._translate_in(volume)  # type: ignore[no-untyped-call]
+    options = inner._mount_options
+    return bool(inner._read_only or (options is not None and options.read_only))
+
+
+def is_secret(value: object) -> bool:
+    """Return whether *value* is a `modal.Secret`."""
+    import modal
+
+    return isinstance(value, modal.Secret)
+
+
+def many_at_once(decorated: object) -> Role | None:
+    """Return the decorator by which several inputs or containers share the work of a class."""
+    from modal._partial_function import _PartialFunctionFlags as Flags
+    from modal._utils.async_utils import synchronizer
+    from modal.partial_function import PartialFunction
+
+    if not isinstance(decorated, PartialFunction):
+        return None
+    flags = synchronizer._translate_in(decorated).flags  # type: ignore[no-untyped-call]
+    if flags & Flags.CLUSTERED:
+        return Role.CLUSTERED
+    return Role.CONCURRENT if flags & Flags.CONCURRENT else None

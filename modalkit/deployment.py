@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import attrs
 
-from modalkit import __version__, modal_objects
-from modalkit._modal_introspect import user_class
-from modalkit.errors import PolicyError, VersionMismatchError
+from modalkit import __version__, limits, modal_objects
+from modalkit._modal_introspect import Role, many_at_once, user_class
+from modalkit.errors import LifecycleError, PolicyError, VersionMismatchError
 from modalkit.policies import CheckpointPolicy, CommitPolicy, RetryPolicy, within
 
 if TYPE_CHECKING:
@@ -169,6 +169,25 @@ def _policy_of(kind: type) -> Callable[[object, attrs.Attribute[Any], object], N
     return check
 
 
+_NOT_ALONE: Final = {
+    Role.CLUSTERED: (
+        "a memory snapshot would hold one container's rank and addresses, for all of the cluster. "
+        'Train on the GPUs of one container, gpu="H100:8", or use @app.cls without modalkit.'
+    ),
+    Role.CONCURRENT: (
+        "its inputs run beside the main thread, where no preemption can be noticed and saved for. "
+        "Leave it out; each call gets a container of its own."
+    ),
+}
+
+
+def _check_alone(decorated: object) -> None:
+    """Refuse decorators by which several inputs or containers would train as one."""
+    if role := many_at_once(decorated):
+        name = getattr(user_class(decorated), "__name__", decorated)
+        raise LifecycleError(f"{name} is decorated with @{role.value}: {_NOT_ALONE[role]}")
+
+
 _A_DAY: Final = (
     "Modal ends an attempt after 24 h at most; the next attempt goes on where it stopped."
 )
@@ -302,15 +321,19 @@ class Deployment:
         Raises:
             PolicyError: As `options` does.
             LifecycleError: The class calls `self.run(...)`, and neither it nor the deployment says
-                where runs live.
+                where runs live; or it is under `@modal.clustered` or `@modal.concurrent`.
         """
         keywords = self.options(**yours)
 
         def decorate(user_cls: C) -> C:
+            plain: Any = user_class(user_cls)
+            is_trainer = hasattr(plain, "_modalkit_policy")
+            if is_trainer:
+                plain._modalkit_policy = keywords["env"][POLICY_VARIABLE]  # noqa: SLF001 - ours
             if not modal_objects.in_container():
-                check = getattr(user_class(user_cls), "_modalkit_check_deployed", None)
-                if check is not None:
-                    check(with_outputs=self.outputs is not None)
+                _check_alone(user_cls)
+                if is_trainer:
+                    plain._modalkit_check_deployed(with_outputs=self.outputs is not None)  # noqa: SLF001
             return cast("C", app.cls(**keywords)(user_cls))  # type: ignore[arg-type]
 
         return decorate
@@ -327,6 +350,7 @@ class Deployment:
 
     def _check(self, yours: Mapping[str, Any]) -> None:
         modal_objects.check_keywords(yours)
+        limits.check_options(yours)
         if POLICY_VARIABLE in (yours.get("env") or {}):
             raise PolicyError(
                 f"env={{{POLICY_VARIABLE!r}: ...}}: modalkit writes this variable itself. "

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from modalkit._modal_introspect import volume_environment
+from modalkit._modal_introspect import is_read_only, volume_environment
 from modalkit.errors import PolicyError
 
 if TYPE_CHECKING:
@@ -169,13 +169,19 @@ def check_reopenable(volume: object) -> None:
     Refuse a Volume that the container could not open again by its name.
 
     Raises:
-        PolicyError: *volume* is no `modal.Volume`, has no name, or belongs to another environment.
+        PolicyError: *volume* is no `modal.Volume`, cannot be written to, has no name, or belongs
+            to another environment.
     """
     import modal
 
     if not isinstance(volume, modal.Volume):
         raise PolicyError(
             f"{volume!r} is no modal.Volume. Make one by modal.Volume.from_name(...)."
+        )
+    if is_read_only(volume):
+        raise PolicyError(
+            f"{volume!r} is read-only: runs could not be saved on it. Pass the Volume without "
+            f"read_only."
         )
     remedy = (
         "Use modal.Volume.from_name(name), or name the Volume in the class (`outputs = volume` and "
@@ -192,13 +198,19 @@ def check_reopenable(volume: object) -> None:
 
 def check_same_volume(mount: str, ours: modal.Volume, theirs: Any) -> None:
     """
-    Refuse *theirs* at *mount* if it is another Volume than *ours*.
+    Refuse *theirs* at *mount* if it is another Volume than *ours*, or read-only.
 
     Raises:
-        PolicyError: They differ; two handles made by the same name do not.
+        PolicyError: They differ, which two handles made by the same name do not; or *theirs*
+            cannot be written to.
     """
     if theirs is not ours and getattr(theirs, "name", None) != ours.name:
         raise PolicyError(
             f"volumes={{{mount!r}: {theirs!r}}}: the Deployment mounts its outputs, {ours!r}, at "
             f"{mount!r}. Mount yours somewhere else."
+        )
+    if is_read_only(theirs):
+        raise PolicyError(
+            f"volumes={{{mount!r}: {theirs!r}}} is read-only: runs could not be saved on it. Leave "
+            f"it out; the Deployment mounts its outputs."
         )

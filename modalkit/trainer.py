@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,9 @@ class SnapshotTrainer:
 
     commits: CommitPolicy | None = None
     """When saves are made durable; None for the policy of the `Deployment`."""
+
+    _modalkit_policy: str | None = None
+    """What `Deployment.cls` sends by the environment, should that be replaced."""
 
     def load(self) -> None:
         """
@@ -115,9 +119,12 @@ class SnapshotTrainer:
 
     @modal.enter(snap=True)
     def _modalkit_before_snapshot(self) -> None:
-        from modalkit.deployment import container_policy
+        from modalkit.deployment import POLICY_VARIABLE, container_policy
         from modalkit.runs.seeding import seed_everything
 
+        # `with_options(env=..., secrets=...)` replaces everything that the Deployment sent.
+        if self._modalkit_policy is not None:
+            os.environ.setdefault(POLICY_VARIABLE, self._modalkit_policy)
         # Another modalkit in the container is found here, before loading takes its time.
         container_policy()
         # Only generators that are loaded can be seeded, and load() may be what imports them.
@@ -172,7 +179,9 @@ class SnapshotTrainer:
             raise LifecycleError(
                 f"{cls.__name__} calls self.run(...), but nothing says where runs live. Pass "
                 f'outputs=("/outputs", volume) to Deployment.training(...), or set the class '
-                f'attributes `outputs = volume` and `mount = "/outputs"` and mount it there.'
+                f'attributes `outputs = volume` and `mount = "/outputs"` and mount it there. If '
+                f"the Deployment does say it: with_options(env=...) and with_options(secrets=...) "
+                f"drop it, unless the class is decorated with @deployment.cls(app)."
             )
 
     def __init_subclass__(cls, **keywords: Any) -> None:

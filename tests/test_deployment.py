@@ -257,6 +257,80 @@ def test_retries_that_modal_or_its_service_would_refuse(retries, message):
         Deployment.training().options(retries=retries)
 
 
+READ_ONLY = modal.Volume.from_name("read-only-of-a-test").with_mount_options(read_only=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpu": "H100:0"}, r"gpu='H100:0': .*count of 1 or more.*gpu=\"H100:8\""),
+        ({"gpu": "H100:many"}, "gpu='H100:many'"),
+        ({"gpu": ("H100", "A100")}, r"gpu=\('H100', 'A100'\): .*a list"),
+        ({"gpu": []}, r"gpu=\[\]: .*leave gpu out"),
+        ({"gpu": ["H100", "A100:0"]}, r"gpu=\["),
+        ({"scaledown_window": 1}, "scaledown_window=1: .*from 2 to 3600"),
+        ({"scaledown_window": 3601}, "from 2 to 3600"),
+        ({"scaledown_window": 60.5}, "whole number of seconds"),
+        ({"min_containers": 3, "max_containers": 2}, "min_containers=3 with max_containers=2"),
+        ({"min_containers": -1}, "min_containers=-1: a whole number from 0 to 4000"),
+        ({"buffer_containers": True}, "buffer_containers=True"),
+        ({"env": {"WORLD_SIZE": 8}}, r"env=\{'WORLD_SIZE': 8\}: .*are strings.*as a string"),
+        ({"secrets": modal.Secret.from_dict({})}, "secrets=.*list of modal.Secret"),
+        ({"secrets": ["token"]}, r"secrets=\['token'\]"),
+        ({"volumes": {"/": READ_ONLY}}, "mount '/': .*such as '/outputs'"),
+        ({"volumes": {"/root": READ_ONLY}}, "mount '/root'"),
+        ({"volumes": {"/tmp/": READ_ONLY}}, "mount '/tmp/'"),
+        ({"volumes": {"data": READ_ONLY}}, "mount 'data'"),
+        ({"volumes": {"/a/../b": READ_ONLY}}, "mount '/a/../b'"),
+        ({"volumes": {1: READ_ONLY}}, "a mount point is a path"),
+        ({"volumes": [READ_ONLY]}, "a dictionary from mount points"),
+        ({"volumes": {"/a": READ_ONLY, "/a/": READ_ONLY}}, "both are the mount point '/a'"),
+        ({"experimental_options": {"enable_gpu_snapshots": True}}, "mean 'enable_gpu_snapshot'"),
+        ({"experimental_options": {"gpu_snapshot": True}}, "mean 'enable_gpu_snapshot'"),
+        ({"experimental_options": "flash"}, "is a dictionary"),
+    ],
+)
+def test_what_modals_service_would_not_take_is_refused_here(options, message):
+    with pytest.raises(PolicyError, match=message):
+        Deployment.training().options(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gpu": "any"},
+        {"gpu": "A100-80GB:8"},
+        {"gpu": "H100!"},
+        {"gpu": ["H100:2", "A100:2"]},
+        {"scaledown_window": 2},
+        {"scaledown_window": 3600},
+        {"min_containers": 2, "max_containers": 2, "buffer_containers": 0},
+        {"env": {"A": "", "B": None}},
+        {"secrets": (modal.Secret.from_dict({}),)},
+        {"volumes": {"/root/data": READ_ONLY}},
+        {"experimental_options": {"enable_gpu_snapshot": True, "of_the_future": 1}},
+    ],
+)
+def test_what_modals_service_takes_passes(options):
+    given = Deployment.training().options(**options)
+    assert {key: given[key] for key in options if key != "env"} == {
+        key: value for key, value in options.items() if key != "env"
+    }
+    modal.App("test-options").function(serialized=True, **given)(lambda: None)
+
+
+@pytest.mark.parametrize(
+    "volume",
+    [READ_ONLY, pytest.param(modal.Volume.from_name("v").read_only(), id="the old spelling")],
+)
+def test_outputs_must_be_writable(volume):
+    with pytest.raises(PolicyError, match="is read-only: runs could not be saved"):
+        Deployment.training(outputs=("/outputs", volume))
+    writable = modal.Volume.from_name(volume.name)
+    with pytest.raises(PolicyError, match=r"is read-only.*Leave it out"):
+        Deployment.training(outputs=("/outputs", writable)).options(volumes={"/outputs": volume})
+
+
 @pytest.mark.parametrize("mount", ["outputs", "/", "/root", "/tmp", "/a/../b", "/tmp/"])
 def test_outputs_are_mounted_where_modal_mounts_volumes(volume, mount):
     with pytest.raises(PolicyError, match="such as '/outputs'"):
@@ -422,10 +496,25 @@ def test_half_of_the_class_attributes_is_refused(volume, present):
         deployment.cls(modal.App("test-half"), serialized=True)(trainer)
 
 
-def test_classes_under_other_decorators_of_modal_are_looked_into():
+@pytest.mark.parametrize(
+    ("decorator", "reason"),
+    [
+        (modal.clustered(size=2), r"@modal\.clustered\(\).*rank and addresses.*H100:8"),
+        (modal.concurrent(max_inputs=2), r"@modal\.concurrent\(\).*main thread.*Leave it out"),
+    ],
+)
+def test_a_class_whose_work_is_shared_is_refused(volume, decorator, reason):
+    deployment = Deployment.training(outputs=("/outputs", volume))
+    decorate = deployment.cls(modal.App("test-shared"), serialized=True, gpu="T4")
+    with pytest.raises(LifecycleError, match=rf"Trainer is decorated with {reason}"):
+        decorate(decorator(trains_nowhere()))
+
+
+def test_modal_itself_takes_clusters_from_snapshots(volume):
+    """The refusal above says what Modal's client does not."""
     clustered = modal.clustered(size=2)(trains_nowhere())
-    with pytest.raises(LifecycleError, match="Trainer calls"):
-        Deployment.training().cls(modal.App("test-clustered"), serialized=True)(clustered)
+    options = Deployment.training(outputs=("/outputs", volume)).options(serialized=True, gpu="T4:8")
+    assert isinstance(modal.App("test-clustered").cls(**options)(clustered), modal.Cls)
 
 
 def test_any_class_may_be_decorated():
@@ -442,7 +531,7 @@ def test_in_a_container_nothing_is_checked_again(monkeypatch, volume):
     deployment = Deployment.training(outputs=("/outputs", volume))
     decorate = Deployment.training().cls(modal.App("test-container"), serialized=True)
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
-    options = deployment.options(unheard_of=1, gpu="T4", nonpreemptible=True)
+    options = deployment.options(unheard_of=1, gpu="T4:0", nonpreemptible=True)
     assert options["unheard_of"] == 1
     assert isinstance(decorate(trains_nowhere()), modal.Cls)
     Deployment.training(outputs=("/outputs", modal.Volume.from_id("vo-1234")))

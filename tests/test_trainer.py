@@ -22,6 +22,7 @@ from modalkit import (
     SnapshotTrainer,
 )
 from modalkit._modal_introspect import raw_function
+from modalkit.deployment import container_policy
 from modalkit.snapshots import renew
 
 
@@ -783,6 +784,67 @@ def test_class_attributes_beat_the_deployment(monkeypatch):
     assert (volume.name, mount) == ("deployed", "/deployed")
     volume, mount = ByAttributes()._modalkit_outputs()
     assert (volume.name, mount) == ("own", "/own")
+
+
+def test_the_policies_survive_options_that_replace_the_environment(monkeypatch):
+    """`with_options(secrets=...)` and `with_options(env=...)` replace what carries them."""
+    monkeypatch.setenv("MODALKIT_POLICY", "replaced below, and put back after the test")
+    monkeypatch.delenv("MODALKIT_POLICY")
+    deployed = Deployment.training(
+        outputs=("/deployed", modal.Volume.from_name("deployed")),
+        checkpoints=CheckpointPolicy(every_steps=7),
+    )
+
+    class Child(SnapshotTrainer):
+        @modal.method()
+        def train(self): ...
+
+    deployed.cls(modal.App("test-replaced"), serialized=True)(Child)
+    trainer = Child()
+    start(trainer)
+    _, mount = trainer._modalkit_outputs()
+    assert mount == "/deployed"
+    assert container_policy().checkpoints == CheckpointPolicy(every_steps=7)
+
+
+def test_the_environment_beats_the_policies_of_the_class(monkeypatch):
+    """The laptop has the last word: what it sent is what Modal was told."""
+    sent = Deployment.training(timeout_s=60).options()["env"]["MODALKIT_POLICY"]
+    monkeypatch.setenv("MODALKIT_POLICY", sent)
+
+    class Child(SnapshotTrainer):
+        @modal.method()
+        def train(self): ...
+
+    Deployment.training(timeout_s=70).cls(modal.App("test-sent"), serialized=True)(Child)
+    start(Child())
+    assert container_policy().timeout_s == 60
+
+
+def test_commits_of_the_class_beat_the_deployments(tmp_path, monkeypatch):
+    deployed = Deployment.training(commits=CommitPolicy(on_checkpoint=True))
+    monkeypatch.setenv("MODALKIT_POLICY", deployed.options()["env"]["MODALKIT_POLICY"])
+
+    class Counting(Directory):
+        commits = 0
+
+        def commit(self):
+            self.commits += 1
+
+    def commits_of(**attributes):
+        volume = Counting()
+        mount = tmp_path / str(len([*tmp_path.iterdir()]))
+        mount.mkdir()
+        here = {"outputs": volume, "mount": str(mount), **attributes}
+        trainer = type("Child", (SnapshotTrainer,), here)()
+        with trainer.run("r", checkpoints=CheckpointPolicy(every_steps=1)) as run:
+            for _ in run.steps(6):
+                pass
+        return volume.commits
+
+    every = commits_of()
+    assert every >= 6
+    assert commits_of(commits=CommitPolicy(on_checkpoint=False)) <= every - 5
 
 
 class Directory:
