@@ -1,6 +1,7 @@
 """The kill campaign in small, and its mutants: planted defects that it must report."""
 
 import random
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from .campaigns.kills import Campaign, campaign, plans, run_plans
-from .campaigns.mutants import MUTANTS, Mutant
+from .campaigns.mutants import MUTANTS, UNCHANGED, Mutant
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,18 @@ def test_a_planted_defect_is_reported(mutant: Mutant, running: Campaign) -> None
     with tempfile.TemporaryDirectory() as directory:
         package = mutant.plant(Path(directory))
         with running.with_package(package) as defective:
-            assert run_plans(defective, list(mutant.plans))
+            wrong = run_plans(defective, list(mutant.plans))
+    assert len(wrong) == len(mutant.plans)
+    for report in wrong:
+        assert re.search(mutant.expected, report), report
+
+
+@pytest.mark.timeout(180)
+def test_an_unchanged_copy_passes(running: Campaign) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        package = UNCHANGED.plant(Path(directory))
+        with running.with_package(package) as same:
+            assert run_plans(same, list(UNCHANGED.plans)) == []
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import attrs
 import click
 import modal
 
+from modalkit import UnknownContainerError
 from modalkit.checkpoint import store
 from modalkit.local import LocalPlane
 from modalkit.telemetry import events
@@ -33,10 +34,16 @@ EVERY_STEPS = 10
 """As in `kills_app`."""
 STEPS = 45
 PATIENCE_S = 120.0
+TRIES = 5
+"""How often a plan is begun anew whose run was over before it was interrupted."""
 
 
 class MismatchError(Exception):
     """An interrupted run did not end as the control run did."""
+
+
+class TooLateError(Exception):
+    """A run was over before it could be interrupted."""
 
 
 @attrs.frozen
@@ -136,14 +143,25 @@ class Campaign:
         Raises:
             MismatchError: The run did not survive it unchanged.
         """
-        run_id = f"victim-{plan.number}"
+        for attempt in range(TRIES):
+            with suppress(TooLateError):
+                return self._interrupt(plan, f"victim-{plan.number}-{attempt}")
+        raise MismatchError(f"{TRIES} runs were over before they could be interrupted")
+
+    def _interrupt(self, plan: Plan, run_id: str) -> str:
         call = self._start(run_id, restored=plan.is_restored, num_workers=plan.num_workers)
         container = self._await_step(plan, run_id)
         time.sleep(plan.delay_s)
         seen = self._steps_begun(plan, run_id)[-1]
         plane = self._planes[plan.is_restored]
-        plane.kill(container) if plan.is_kill else plane.preempt(container)
+        try:
+            plane.kill(container) if plan.is_kill else plane.preempt(container)
+        except UnknownContainerError as error:
+            raise TooLateError from error
         summary = call.get(PATIENCE_S)
+        finished = summary["status"] == "finished"
+        if finished and not summary["resumed_at"] and len(self._containers(plan, run_id)) == 1:
+            raise TooLateError
         self._check(plan, run_id, summary, seen)
         start = "restored" if plan.is_restored else "cold"
         how = "killed" if plan.is_kill else "preempted"
@@ -170,8 +188,15 @@ class Campaign:
         return self._planes[restored].volume("kills-outputs").committed() / "runs" / run_id
 
     def _steps_begun(self, plan: Plan, run_id: str) -> list[int]:
-        words = [line.text.split() for line in self._planes[plan.is_restored].logs()]
-        return [int(w[3]) for w in words if w[:2] == ["RUN", run_id] and w[2] == "STEP"]
+        return [step for _, step in self._said(plan, run_id)]
+
+    def _containers(self, plan: Plan, run_id: str) -> set[str]:
+        return {container for container, _ in self._said(plan, run_id)}
+
+    def _said(self, plan: Plan, run_id: str) -> list[tuple[str, int]]:
+        logs = self._planes[plan.is_restored].logs()
+        lines = [(line.container, line.text.split()) for line in logs]
+        return [(c, int(w[3])) for c, w in lines if w[:2] == ["RUN", run_id] and w[2] == "STEP"]
 
     def _await_step(self, plan: Plan, run_id: str) -> str:
         plane = self._planes[plan.is_restored]
@@ -182,8 +207,10 @@ class Campaign:
                     f"it never reached step {plan.at_step}: {plane.containers(all=True)}"
                 )
             time.sleep(0.003)
-        [container] = [c.id for c in plane.containers() if c.inputs]
-        return container
+        working = [c.id for c in plane.containers() if c.inputs]
+        if not working:
+            raise TooLateError
+        return working[0]
 
 
 @contextmanager

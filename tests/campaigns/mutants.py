@@ -29,6 +29,8 @@ class Mutant:
     after: str
     plans: tuple[Plan, ...]
     """The interruptions that must show it; three at most."""
+    expected: str
+    """What the campaign must say about each, as a regular expression."""
 
     def plant(self, directory: Path) -> Path:
         """Copy modalkit to *directory* with this defect; return where to deploy from."""
@@ -53,6 +55,14 @@ def _plan(*, kill: bool, at_step: int, workers: int = 0) -> Plan:
     )
 
 
+UNCHANGED = Mutant(
+    "nothing is changed",
+    "runs/run.py",
+    'self._training_stream = values["rng"]',
+    'self._training_stream = values["rng"]',
+    (_plan(kill=True, at_step=14), _plan(kill=False, at_step=14)),
+    "",
+)
 MUTANTS = (
     Mutant(
         "the generators are not restored",
@@ -60,6 +70,7 @@ MUTANTS = (
         'self._training_stream = values["rng"]',
         "self._training_stream = seeding.capture()",
         (_plan(kill=True, at_step=14),),
+        r"tensors: \d+ differ, the first is 'model\.",
     ),
     Mutant(
         "the step is off by one",
@@ -67,6 +78,7 @@ MUTANTS = (
         "self.step = session.resumed_at or 0",
         "self.step = (session.resumed_at or -1) + 1",
         (_plan(kill=True, at_step=14),),
+        r"tensors: \d+ differ, the first is 'model\.",
     ),
     Mutant(
         "the manifest is published before the data",
@@ -83,6 +95,7 @@ MUTANTS = (
                     ),
                 )""",
         (_plan(kill=True, at_step=14),),
+        r"it resumed at (0|None), 10 was durable",
     ),
     Mutant(
         "SIGINT is swallowed",
@@ -90,6 +103,7 @@ MUTANTS = (
         'if cause == "preempted" and not isinstance(error, KeyboardInterrupt):',
         'if cause == "preempted":\n            return True\n        if False:',
         (_plan(kill=False, at_step=14),),
+        r"it ended as \{.*'status': 'stopped'",
     ),
     Mutant(
         "the commit is skipped",
@@ -97,5 +111,6 @@ MUTANTS = (
         "        volume.commit()\n",
         "        pass\n",
         (_plan(kill=True, at_step=14),),
+        r"it resumed at None, 10 was durable",
     ),
 )
