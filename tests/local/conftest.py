@@ -13,7 +13,7 @@ APPS = Path(__file__).with_name("apps")
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[LocalPlane]:
-    with LocalPlane(engine="inline", snapshots=False) as running:
+    with LocalPlane(engine="inline", snapshots=False, strict_image=True) as running:
         yield running
 
 

@@ -1,8 +1,11 @@
 """Calls through the real client: results, errors, generators, logs, retries, timeouts."""
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import modal
 import pytest
@@ -36,6 +39,29 @@ def test_map_keeps_the_order_of_its_inputs(function: Lookup) -> None:
 def test_map_returns_the_exceptions_that_it_is_asked_to_return(function: Lookup) -> None:
     results = list(function("fail").map([1, 2], return_exceptions=True))
     assert [str(error.args[0]) for error in results] == ["unlucky 1", "unlucky 2"]
+
+
+def test_starmap_for_each_and_spawn_map(function: Lookup, plane: LocalPlane) -> None:
+    assert list(function("add").starmap([(1, 2), (3, 4)])) == [3, 7]
+    function("square").for_each([1001, 1002])
+    function("square").spawn_map([1003])
+    wanted = {f"squaring {number}" for number in (1001, 1002, 1003)}
+    deadline = time.monotonic() + 20
+    while not wanted <= set(lines(plane)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_concurrent_inputs_share_a_container(function: Lookup) -> None:
+    calls = [function("together").spawn(1.5) for _ in range(3)]
+    tasks, starts, ends = zip(*[call.get() for call in calls], strict=True)
+    assert len(set(tasks)) == 1
+    assert max(starts) < min(ends)
+
+
+def test_batched_inputs_come_as_one_list(function: Lookup) -> None:
+    calls = [function("batch").spawn(number) for number in (1, 2, 3)]
+    assert [call.get() for call in calls] == [13, 23, 33]
 
 
 def test_generators_stream_their_values(function: Lookup) -> None:
@@ -72,7 +98,16 @@ def test_an_input_that_outlasts_its_timeout_fails_and_its_container_ends(
 ) -> None:
     with pytest.raises(modal.exception.FunctionTimeoutError):
         function("sleeper").remote(60)
-    plane.wait_for(lambda found: all(not c.inputs for c in found if c.is_alive), timeout_s=20)
+    [container] = [c.id for c in plane.containers(all=True) if c.function == "sleeper"]
+    plane.wait_for(
+        lambda found: next(c for c in found if c.id == container).returncode is not None,
+        timeout_s=20,
+    )
+
+
+def test_a_retry_waits_for_its_delay(function: Lookup) -> None:
+    first, second = function("patient").remote()
+    assert 1.5 <= second - first < 15
 
 
 def test_the_environment_is_modals_and_holds_no_token(function: Lookup) -> None:
@@ -109,7 +144,25 @@ def test_output_is_kept_line_by_line_with_its_stream(function: Lookup, plane: Lo
     assert streams["and to stderr 777"] == "stderr"
 
 
-def test_modal_run_passes_arguments_and_streams_logs_while_it_runs(plane: LocalPlane) -> None:
+def test_modal_run_streams_logs_while_it_runs(plane: LocalPlane, tmp_path: Path) -> None:
+    stop = tmp_path / "stop"
+    target = [f"{APPS / 'functions.py'}::talk_until", "--path", str(stop)]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "modal", "run", *target],
+        env={**os.environ, **plane.env},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "TALKING" in line:
+                stop.touch()  # the function goes on only when its line was seen here
+                break
+        assert "TOLD TO STOP" in process.stdout.read()
+    assert process.returncode == 0
+
+
+def test_modal_run_passes_arguments(plane: LocalPlane) -> None:
     done = plane.run(str(APPS / "functions.py"), "--n", "9", "--greeting", "hi", capture=True)
     assert "answer 81 hi" in done.stdout
     assert "squaring 9" in done.stdout + done.stderr

@@ -27,6 +27,13 @@ def test_it_runs_an_app_from_any_directory_without_an_activated_venv(tmp_path: P
     assert "answer 121 hey" in done.stdout
 
 
+def test_python_in_a_container_is_the_containers_interpreter(tmp_path: Path) -> None:
+    done = modalkit("local", "run", f"{APPS / 'functions.py'}::interpreter", cwd=tmp_path)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("PYTHON ")]
+    _, running, found = line.split()
+    assert Path(found) == Path(running).with_name("python")  # /usr/bin was first on the PATH
+
+
 def test_its_exit_code_is_modals(tmp_path: Path) -> None:
     done = modalkit("local", "run", f"{APPS / 'functions.py'}::fail", "--x", "1", cwd=tmp_path)
     assert done.returncode == 1
@@ -43,7 +50,7 @@ def test_state_keeps_volumes_between_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("flags", "snapshots"), [((), False), (("--snapshots",), True)])
-@pytest.mark.parametrize("engine", ["inline", "fork"])
+@pytest.mark.parametrize("engine", ["inline", "fork", "auto"])
 def test_snapshots_are_taken_when_they_are_asked_for(
     tmp_path: Path, engine: str, flags: tuple[str, ...], snapshots: bool
 ) -> None:
@@ -61,6 +68,7 @@ def test_snapshots_are_taken_when_they_are_asked_for(
         "        print('SNAP', restored, 'SAME', self.pid == os.getpid())\n"
     )
     done = modalkit("local", "run", "--engine", engine, *flags, f"{app}::C.look", cwd=tmp_path)
+    # "auto" is "fork" wherever modal allows it, and the pinned one does.
     same = not snapshots or engine == "inline"
     assert f"SNAP {snapshots} SAME {same}" in done.stdout, done.stdout + done.stderr
 

@@ -54,7 +54,7 @@ def deploy(plane: LocalPlane, directory: Path, version: int) -> None:
 
 
 def test_a_redeploy_starts_new_code_and_lets_the_old_finish(tmp_path: Path, engine: str) -> None:
-    with LocalPlane(engine=engine) as plane:
+    with LocalPlane(engine=engine, strict_image=True) as plane:
         deploy(plane, tmp_path, 1)
         server = modal.Cls.from_name("versions", "Server", client=plane.client())
         for kind in ("plain", "other"):  # a parametrised variant follows its base
@@ -70,7 +70,7 @@ def test_a_redeploy_starts_new_code_and_lets_the_old_finish(tmp_path: Path, engi
 
 
 def test_idle_containers_go_and_the_next_input_gets_a_new_one(tmp_path: Path, engine: str) -> None:
-    with LocalPlane(engine=engine) as plane:
+    with LocalPlane(engine=engine, strict_image=True) as plane:
         deploy(plane, tmp_path, 1)
         server = modal.Cls.from_name("versions", "Server", client=plane.client())()
         _, first = server.answer.remote()
@@ -83,7 +83,7 @@ def test_idle_containers_go_and_the_next_input_gets_a_new_one(tmp_path: Path, en
 
 
 def test_single_use_and_warm_containers(tmp_path: Path) -> None:
-    with LocalPlane(engine="inline") as plane:
+    with LocalPlane(engine="inline", strict_image=True) as plane:
         deploy(plane, tmp_path, 1)
         client = plane.client()
         warm = plane.wait_for(
@@ -96,7 +96,7 @@ def test_single_use_and_warm_containers(tmp_path: Path) -> None:
 
 
 def test_app_stop_ends_everything(tmp_path: Path, engine: str) -> None:
-    with LocalPlane(engine=engine) as plane:
+    with LocalPlane(engine=engine, strict_image=True) as plane:
         deploy(plane, tmp_path, 1)
         server = modal.Cls.from_name("versions", "Server", client=plane.client())()
         server.answer.remote()

@@ -18,9 +18,10 @@ import modal
 import pytest
 import xxhash
 
-from modalkit.errors import ForkRefusedError, LocalPlaneError, SnapshotGoneError
+from modalkit.errors import ForkRefusedError, LocalPlaneError, PlaneStartError, SnapshotGoneError
 from modalkit.local import LocalPlane, _private, fork_child
 from modalkit.local.fork_template import ForkTemplate
+from modalkit.local.plane import choose_engine
 
 from .conftest import APPS, lines
 
@@ -267,6 +268,14 @@ def test_a_name_that_modal_drops_is_reported(monkeypatch):
     reason = _private.probe()
     assert f"modal {modal.__version__} lacks modal.client._Client._prep_for_snapshot" in reason
     assert "maybe_snapshot(function_def, snapshot_context_manager" in reason
+
+
+def test_auto_is_inline_where_modal_lacks_a_name_and_fork_says_so(monkeypatch):
+    assert choose_engine("auto") == "fork"
+    monkeypatch.setattr(_private, "NAMES", (*_private.NAMES, ("modal.client", "_Client._gone")))
+    assert choose_engine("auto") == "inline"
+    with pytest.raises(PlaneStartError, match=r"_Client\._gone.*use engine='inline'"):
+        choose_engine("fork")
 
 
 def test_no_other_module_reaches_into_modal():

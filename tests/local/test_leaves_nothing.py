@@ -16,7 +16,7 @@ from modalkit.errors import LocalPlaneError, PlaneStartError
 from modalkit.local import LocalPlane, plane_process
 from modalkit.local.processes import descendants
 
-from .conftest import APPS
+from .conftest import APPS, lines
 from .test_boot import FORBID
 
 SLEEPER = """
@@ -95,6 +95,23 @@ def test_a_client_that_is_killed_takes_its_app_with_it(app_file: Path) -> None:
         client.kill()
         until(lambda: not plane.containers(), "the app to be reaped")
         assert not is_running(container_pids(plane)[0])
+
+
+def test_a_detached_app_outlives_its_client(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    target = [f"{APPS / 'functions.py'}::talk_until", "--path", str(told)]
+    with LocalPlane(engine="inline") as plane:
+        client = subprocess.Popen(
+            [sys.executable, "-P", "-m", "modal", "run", "--detach", *target],
+            env={**os.environ, **plane.env},
+            stdout=subprocess.DEVNULL,
+        )
+        until(lambda: "TALKING" in lines(plane), "the function to start", 30)
+        client.kill()
+        client.wait()
+        time.sleep(2)  # an app that is not detached is gone long before
+        told.touch()
+        until(lambda: "TOLD TO STOP" in lines(plane), "the function to go on")
 
 
 def test_a_client_that_is_interrupted_stops_its_app(app_file: Path) -> None:

@@ -14,7 +14,7 @@ from .conftest import APPS, lines
 
 @pytest.fixture(scope="module", params=["inline", "fork"])
 def plane(request: pytest.FixtureRequest) -> Iterator[LocalPlane]:
-    with LocalPlane(engine=request.param) as running:
+    with LocalPlane(engine=request.param, strict_image=True) as running:
         running.deploy(str(APPS / "lifecycle.py"))
         yield running
 
@@ -50,12 +50,20 @@ def test_hooks_run_in_order_and_a_class_parameter_arrives(
 
 
 def test_two_containers_restored_from_one_snapshot_are_the_same_process_image(
-    plane: LocalPlane, worker: modal.Cls
+    plane: LocalPlane, worker: modal.Cls, request: pytest.FixtureRequest
 ) -> None:
-    calls = [worker(name="twins").climb.spawn(1, 0.5), worker(name="twins").climb.spawn(1, 0.5)]
-    modal.FunctionCall.gather(*calls)
-    kinds = {c.kind for c in plane.containers(all=True) if c.function == "Worker.*"}
-    assert kinds <= {"snapshotting", "restored"}
+    engine = request.node.callspec.params["plane"]
+    calls = [worker(name="twins").who.spawn(2.0) for _ in range(2)]
+    twins = modal.FunctionCall.gather(*calls)
+    kinds = {c.id: c.kind for c in plane.containers(all=True)}
+    assert len({twin["task"] for twin in twins}) == 2
+    if engine == "fork":
+        assert [kinds[twin["task"]] for twin in twins] == ["restored", "restored"]
+        assert twins[0]["made_by"] == twins[1]["made_by"]
+        assert twins[0]["made_by"] not in {twin["pid"] for twin in twins}
+    else:
+        assert [kinds[twin["task"]] for twin in twins] == ["snapshotting", "snapshotting"]
+        assert [twin["made_by"] for twin in twins] == [twin["pid"] for twin in twins]
 
 
 def test_a_preempted_input_goes_on_in_a_new_container(plane: LocalPlane, worker: modal.Cls) -> None:
@@ -71,6 +79,16 @@ def test_a_preempted_input_goes_on_in_a_new_container(plane: LocalPlane, worker:
     assert "NOTE exit hook" in notes(plane, victim.id)
     exits = plane.volume("progress").committed() / f"exit-{victim.id}"
     assert exits.read_text() == "bye"  # the commit that follows the exit hooks
+
+
+def test_a_preempted_async_method_goes_on_in_a_new_container(
+    plane: LocalPlane, worker: modal.Cls
+) -> None:
+    call = worker(name="sleepy").doze.spawn(2.0)
+    wait_for_line(plane, "NOTE sleepy dozes")
+    [victim] = busy(plane.containers())
+    plane.preempt(victim.id)
+    assert call.get() != victim.id  # the class has no retries, so none was used
 
 
 def test_a_killed_container_loses_what_it_did_not_commit(
@@ -107,3 +125,19 @@ def test_who_swallows_the_interrupt_is_killed_after_the_grace(
     gone = next(c for c in plane.containers(all=True) if c.id == victim.id)
     assert gone.returncode == -9
     assert "NOTE swallowed an interrupt" in notes(plane, victim.id)
+
+
+def test_the_grace_of_the_plane_is_the_default() -> None:
+    with LocalPlane(engine="inline", snapshots=False, grace_s=0.5) as short:
+        short.deploy(str(APPS / "lifecycle.py"))
+        worker = modal.Cls.from_name("lifecycle", "Worker", client=short.client())
+        call = worker(name="stubborn").swallow.spawn(6.0)
+        wait_for_line(short, "NOTE swallowing")
+        [victim] = busy(short.containers())
+        short.preempt(victim.id)
+        found = short.wait_for(
+            lambda found: next(c for c in found if c.id == victim.id).returncode is not None,
+            timeout_s=5,
+        )
+        assert next(c for c in found if c.id == victim.id).returncode == -9
+        call.cancel()

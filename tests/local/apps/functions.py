@@ -1,6 +1,7 @@
 """Functions as an app that has never heard of modalkit has them."""
 
 import os
+import shutil
 import sys
 import time
 
@@ -46,6 +47,54 @@ def flaky(fails: int) -> int:
 def sleeper(seconds: float) -> str:
     time.sleep(seconds)
     return "slept"
+
+
+@app.function(timeout=60)
+def talk_until(path: str) -> None:
+    print("TALKING", flush=True)
+    while not os.path.exists(path):
+        time.sleep(0.05)
+    print("TOLD TO STOP", flush=True)
+
+
+@app.function(
+    volumes={"/attempts": attempts},
+    retries=modal.Retries(max_retries=1, initial_delay=1.5, backoff_coefficient=1.0),
+)
+def patient() -> list[float]:
+    with open(f"/attempts/times-{modal.current_input_id()}", "a+") as file:
+        file.write(f"{time.time()}\n")
+        file.seek(0)
+        times = [float(line) for line in file]
+    attempts.commit()
+    if len(times) == 1:
+        raise RuntimeError("once more")
+    return times
+
+
+@app.function()
+def interpreter() -> None:
+    print("PYTHON", sys.executable, shutil.which("python"), flush=True)
+
+
+@app.function()
+def add(x: int, y: int) -> int:
+    print("adding", x, y, flush=True)
+    return x + y
+
+
+@app.function()
+@modal.concurrent(max_inputs=3)
+def together(seconds: float) -> list:
+    started = time.time()
+    time.sleep(seconds)
+    return [os.environ["MODAL_TASK_ID"], started, time.time()]
+
+
+@app.function(max_containers=1)
+@modal.batched(max_batch_size=3, wait_ms=2000)
+def batch(numbers: list[int]) -> list[int]:
+    return [number * 10 + len(numbers) for number in numbers]
 
 
 @app.function()

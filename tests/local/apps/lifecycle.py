@@ -1,5 +1,6 @@
 """A class with every hook, a Volume and a slow method."""
 
+import asyncio
 import os
 import pathlib
 import time
@@ -34,7 +35,8 @@ class Worker:
         (HERE / f"exit-{os.environ['MODAL_TASK_ID']}").write_text("bye")
 
     @modal.method()
-    def who(self) -> dict:
+    def who(self, pause_s: float = 0.0) -> dict:
+        time.sleep(pause_s)
         task = os.environ["MODAL_TASK_ID"]
         return {"name": self.name, "pid": os.getpid(), "made_by": self.made_by, "task": task}
 
@@ -50,6 +52,12 @@ class Worker:
             os.replace(temporary, path)
             volume.commit()
         return [start, steps]
+
+    @modal.method()
+    async def doze(self, seconds: float) -> str:
+        note(f"{self.name} dozes")
+        await asyncio.sleep(seconds)
+        return os.environ["MODAL_TASK_ID"]
 
     @modal.method()
     def swallow(self, seconds: float) -> str:
