@@ -108,7 +108,16 @@ class Checkpointer:
         self._commit_s.append(commit_s)
         self._committed_at = self._clock()
         self._events.emit("committed", commit_s=commit_s, step=self.saved_step)
-        if removed := self._store.prune(self._checkpoints.keep_last):
+        self._prune()
+
+    def _prune(self) -> None:
+        try:
+            removed = self._store.prune(self._checkpoints.keep_last)
+        except OSError as error:
+            # What is too much does no harm to what was just committed; the next commit tries again.
+            self._events.emit("not_pruned", message=f"could not remove old checkpoints: {error}")
+            return
+        if removed:
             self._events.emit("pruned", files=removed)
 
     def _publish(

@@ -16,6 +16,7 @@ open ones.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,8 @@ CHECKPOINTS: Final = "checkpoints"
 """The folder of the checkpoints in a run's directory."""
 
 _TEMPORARY: Final = ".tmp-"
+
+_DISK_IS_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @attrs.frozen
@@ -122,15 +125,29 @@ class Store:
         epoch: Number of the attempt: higher ones win, and are never pruned by lower ones.
         fenced: Writers of earlier attempts. Whatever they left unfinished may be swept: should
             one of them still run, it has been replaced.
+        restored: The manifest that the attempt resumed from. It stays until a checkpoint of this
+            attempt has taken its place.
+        rejected: Manifests that were newer and not whole. Sizes do not show what digests did, so
+            they are remembered.
     """
 
     def __init__(
-        self, directory: Path, *, writer: str, epoch: int, fenced: frozenset[str] = frozenset()
+        self,
+        directory: Path,
+        *,
+        writer: str,
+        epoch: int,
+        fenced: frozenset[str] = frozenset(),
+        restored: str | None = None,
+        rejected: frozenset[str] = frozenset(),
     ) -> None:
         self._directory = directory
         self._writer = writer
         self._epoch = epoch
         self._fenced = fenced - {writer}
+        self._restored = restored
+        self._rejected = rejected
+        self._own_newest: str | None = None
         self._serial = 0
 
     def publish(self, step: int, state: Mapping[str, Any]) -> Checkpoint:
@@ -151,13 +168,16 @@ class Store:
         }
         copies, alias = _copy(leaves)
         try:
-            return self._write(step, skeleton, copies, alias)
+            published = self._write(step, skeleton, copies, alias)
         except OSError as error:
+            is_full = error.errno in _DISK_IS_FULL
+            remedy = " Raise ephemeral_disk, or lower keep_last." if is_full else ""
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self._directory}: "
-                f"{error}. The ones before are untouched. Is the disk full? Raise ephemeral_disk, "
-                f"or lower keep_last."
+                f"{error}. The ones before are untouched.{remedy}"
             ) from error
+        self._own_newest = published.file
+        return published
 
     def prune(self, keep_last: int) -> list[str]:
         """
@@ -168,20 +188,51 @@ class Store:
 
         Returns:
             The names of the files removed.
+
+        Raises:
+            OSError: The disk did not say what is there, and nothing was removed; or it refused
+                to remove a file, and the rest was removed.
         """
-        found, torn = _manifests(self._directory)
-        usable = {f: m for f, m in found.items() if _sizes_hold(self._directory, m)}
-        ours = [f for f, m in sorted(usable.items(), key=_age)[:-keep_last]]
-        doomed = [f for f in ours if found[f].epoch <= self._epoch]
-        doomed += [s.file for s in torn if self._is_fenced(s.file)]
-        doomed += [f for f in found if f not in usable and self._is_fenced(f)]
-        kept = {p.name for f, m in found.items() if f not in doomed for p in m.packs}
-        freed = {p.name for f in doomed if f in found for p in found[f].packs}
+        found, torn = _manifests(self._directory, is_strict=True)
+        doomed = self._doomed(found, torn, keep_last)
+        refusals: list[OSError] = []
         # Manifests first: a pack without a manifest is litter, the reverse is a broken checkpoint.
+        removed = self._unlink(doomed, refusals)
+        kept = {p.name for f, m in found.items() if f not in removed for p in m.packs}
+        freed = {p.name for f in removed if f in found for p in found[f].packs}
         litter = [n for n in _names(self._directory) if n in freed or self._is_litter(n)]
-        removed = doomed + [name for name in litter if name not in kept]
-        for name in removed:
-            (self._directory / name).unlink(missing_ok=True)
+        removed += self._unlink([name for name in litter if name not in kept], refusals)
+        if refusals:
+            raise refusals[0]
+        return removed
+
+    def _doomed(
+        self, found: Mapping[str, Manifest], torn: list[Skipped], keep_last: int
+    ) -> list[str]:
+        """Return the manifests to remove."""
+        usable = {
+            f: m
+            for f, m in found.items()
+            if f not in self._rejected and _sizes_hold(self._directory, m)
+        }
+        has_own = self._own_newest in usable
+        needed = {self._own_newest if has_own else self._restored}
+        older = [f for f, _ in sorted(usable.items(), key=_age)[:-keep_last]]
+        doomed = [f for f in older if found[f].epoch <= self._epoch and f not in needed]
+        doomed += [s.file for s in torn if self._is_fenced(s.file)]
+        # What could not be read once may be whole after all: it goes when it is not needed.
+        is_over = {f for f in found if f not in self._rejected or has_own}
+        doomed += [f for f in found if f not in usable and f in is_over and self._is_fenced(f)]
+        return doomed
+
+    def _unlink(self, names: list[str], refusals: list[OSError]) -> list[str]:
+        removed = []
+        for name in names:
+            try:
+                self._path(name).unlink(missing_ok=True)
+                removed.append(name)
+            except OSError as error:
+                refusals.append(error)
         return removed
 
     def _write(
@@ -268,7 +319,16 @@ def _names(directory: Path) -> list[str]:
         return []
 
 
-def _manifests(directory: Path) -> tuple[dict[str, Manifest], list[Skipped]]:
+def highest_epoch(directory: Path) -> int:
+    """Return the highest epoch of any manifest, whole checkpoint or not; 0 if there is none."""
+    found, _ = _manifests(directory)
+    return max((record.epoch for record in found.values()), default=0)
+
+
+def _manifests(
+    directory: Path, *, is_strict: bool = False
+) -> tuple[dict[str, Manifest], list[Skipped]]:
+    """Read all manifests; *is_strict* takes what a disk will not read for no damage."""
     found: dict[str, Manifest] = {}
     skipped = []
     for name in _names(directory):
@@ -282,16 +342,17 @@ def _manifests(directory: Path) -> tuple[dict[str, Manifest], list[Skipped]]:
             found[name] = record
         except CheckpointCorruptError as error:
             skipped.append(Skipped(name, str(error)))
+        except OSError as error:
+            if is_strict and not isinstance(error, FileNotFoundError):
+                raise
+            skipped.append(Skipped(name, f"the manifest cannot be read: {error}"))
     return found, skipped
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        if (size := path.stat().st_size) > manifest.MAX_MANIFEST_BYTES:
-            raise CheckpointCorruptError(f"a manifest of {size} bytes is not ours")
-        return manifest.parse(path.read_bytes())
-    except OSError as error:
-        raise CheckpointCorruptError(f"the manifest cannot be read: {error}") from error
+    if (size := path.stat().st_size) > manifest.MAX_MANIFEST_BYTES:
+        raise CheckpointCorruptError(f"a manifest of {size} bytes is not ours")
+    return manifest.parse(path.read_bytes())
 
 
 def _age(item: tuple[str, Manifest]) -> tuple[int, int, int, str]:
@@ -302,7 +363,7 @@ def _age(item: tuple[str, Manifest]) -> tuple[int, int, int, str]:
 def _sizes_hold(directory: Path, record: Manifest) -> bool:
     try:
         return all((directory / p.name).stat().st_size == p.bytes for p in record.packs)
-    except OSError:
+    except FileNotFoundError:
         return False
 
 

@@ -63,6 +63,17 @@ class Attempt:
         return f"{self.number}-{self.container}.json"
 
 
+def cause_of(error: BaseException | None, *, is_signalled: bool, is_done: bool) -> Cause:
+    """Return why an attempt ends that *error* ends, or nothing did."""
+    if is_signalled or isinstance(error, KeyboardInterrupt):
+        return "preempted"
+    if error is not None:
+        # Modal's InputCancellation and asyncio's CancelledError, without importing either.
+        is_cancelled = type(error).__name__ in ("InputCancellation", "CancelledError")
+        return "cancelled" if is_cancelled else "error"
+    return "finished" if is_done else "stopped"
+
+
 def write(run_directory: Path, attempt: Attempt) -> None:
     """Write or replace the file of *attempt*."""
     path = run_directory / ATTEMPTS / attempt.file_name

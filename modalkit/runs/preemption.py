@@ -3,7 +3,8 @@ Signals that ask a run to stop, and the time that is left for it.
 
 The first SIGINT or SIGTERM sets a flag, which the run honours between two steps. If no such
 boundary comes in time to save and commit within the grace period, `KeyboardInterrupt` is raised
-in the main thread, wherever it is. A second signal raises it at once.
+in the main thread, wherever it is; a save that is under way may end first, since the boundary
+follows it. A second signal raises it at once.
 On Modal `KeyboardInterrupt` is the one way to leave an input such that it is given to another
 container; a return or any other exception ends it.
 """
@@ -11,11 +12,12 @@ container; a return or any other exception ends it.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final, Self
 
@@ -26,6 +28,9 @@ Modal's own last commit.
 """
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+_LOOK_EVERY_S: Final = 0.05
+"""How often a countdown that waits for a save looks whether it has ended."""
 
 
 class PreemptionWatch:
@@ -50,6 +55,7 @@ class PreemptionWatch:
         # Held while a countdown may end in an interrupt; released to end it in silence.
         self._countdown = _thread.allocate_lock()
         self._is_armed = False
+        self._is_saving = False
         self.requested = False
         self.raised = False
         self.is_watching = False
@@ -80,6 +86,15 @@ class PreemptionWatch:
             self._is_armed = False
             self._countdown.release()
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Let what is done here end if it can before the reserve, whatever it was estimated at."""
+        self._is_saving = True
+        try:
+            yield
+        finally:
+            self._is_saving = False
+
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             self._in_forked_child(number)
@@ -91,20 +106,30 @@ class PreemptionWatch:
             self.requested_at = time.monotonic()
             self.signal_name = signal.Signals(number).name
             # Neither threading.Thread nor print here: the main thread may hold their locks.
-            _thread.start_new_thread(self._raise_later, (self._seconds_left(),))
+            latest = self.requested_at + self._grace_s - RESERVE_S
+            _thread.start_new_thread(self._raise_later, (self._seconds_left(), latest))
 
     def _seconds_left(self) -> float:
         return max(0.0, self._grace_s - self._saving_s() - RESERVE_S)
 
-    def _raise_later(self, delay_s: float) -> None:
+    def _raise_later(self, delay_s: float, latest: float) -> None:
         """In a thread of its own, because SIGALRM may be in use by the program."""
-        if self._countdown.acquire(timeout=delay_s):
-            self._countdown.release()
+        if self._is_disarmed_within(delay_s):
             return
+        # A save that hangs ends too, while there is time to leave.
+        while self._is_saving and time.monotonic() < latest:
+            if self._is_disarmed_within(_LOOK_EVERY_S):
+                return
         main = threading.main_thread().ident
         assert main is not None
         # To the main thread itself, so that a sleep or a read there ends too.
         signal.pthread_kill(main, signal.SIGINT)
+
+    def _is_disarmed_within(self, delay_s: float) -> bool:
+        is_disarmed = self._countdown.acquire(timeout=delay_s)
+        if is_disarmed:
+            self._countdown.release()
+        return is_disarmed
 
     def _in_forked_child(self, number: int) -> None:
         """

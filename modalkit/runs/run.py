@@ -22,17 +22,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from modalkit.checkpoint import state
 from modalkit.checkpoint.volume import Volume
 from modalkit.deployment import container_policy
 from modalkit.errors import RunError
 from modalkit.policies import CheckpointPolicy, CommitPolicy
+from modalkit.runs import arguments, seeding
+from modalkit.runs import attempts as ledger
 from modalkit.runs import config as configs
-from modalkit.runs import files, seeding
 from modalkit.runs.attempts import Cause
 from modalkit.runs.batches import Batches
 from modalkit.runs.preemption import PreemptionWatch
 from modalkit.runs.session import Session, Settings
+from modalkit.snapshots.renew import renew_once_per_container
 
 
 def run(
@@ -74,13 +75,8 @@ def run(
         RunError: An argument that a run cannot work with.
     """
     started_at = time.time()
-    directory = files.run_directory(mount, run_id)
-    if not Path(mount).is_dir():
-        raise RunError(
-            f"mount={str(mount)!r} is no directory in this container, and what is written outside "
-            f"the Volume is lost with it. Give the function volumes={{{str(mount)!r}: volume}}."
-        )
-    state.describe(stateful)
+    directory = arguments.run_directory(mount, run_id)
+    arguments.check(volume=volume, checkpoints=checkpoints, commits=commits, stateful=stateful)
     policy = container_policy()
     settings = Settings(
         directory=directory,
@@ -127,10 +123,13 @@ class Run:
         self._loop: object = None
         self._step_is_open = False
         self._save_is_asked = False
+        self._is_vouched_for = False
         self._training_stream: dict[str, Any] = {}
         self._summary: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:
+        # Before the generators are captured, because that state comes back at the end.
+        renew_once_per_container()
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(seeding.put_back, seeding.capture())
             cleanup.enter_context(self._watch)
@@ -153,8 +152,9 @@ class Run:
         self._is_active = False
         self._watch.disarm()
         with self._cleanup:
-            cause = self._cause(error)
-            self._end(cause, error)
+            cause = self._finish(error)
+        if self._watch.requested:  # also by now, during the last commit
+            cause = "preempted"
         if cause == "preempted" and not isinstance(error, KeyboardInterrupt):
             # A return or another exception would end the input; this gives it to the next
             # container.
@@ -172,7 +172,8 @@ class Run:
         Step i is done when the loop asks for the next one. Between two steps the run is saved by
         policy, and when step *n* - 1 is done; a signal to stop is honoured there. A loop that is
         left by `break`, or because its data ended, leaves a step that is not done: it is neither
-        counted nor saved, and the next call begins it again.
+        counted nor saved, and the next call begins it again. To end a run early with all that was
+        done, call `checkpoint_now()` in the body before `break`.
         In `zip(run.steps(n), loader)` the steps come first, so that no batch is fetched for a
         step that is not there.
 
@@ -188,6 +189,7 @@ class Run:
             raise RunError(f"steps({n!r}): pass the number of steps of the whole run, 0 or more.")
         # Here and not at the first step: making a loader's iterator comes between the two.
         self._end_loop()
+        self._is_vouched_for = False
         return self._steps(session, n)
 
     def batches(
@@ -197,8 +199,10 @@ class Run:
         Return a batch sampler without end, whose batches depend on (seed, epoch, step) alone.
 
         Pass it as `DataLoader(dataset, batch_sampler=...)`. It starts at the run's next step and
-        draws a new order for each epoch of `.steps_per_epoch` steps. What the dataset draws from
-        random, numpy or torch for a batch is seeded from (seed, step), with any `num_workers`.
+        draws a new order for each epoch of `.steps_per_epoch` steps. What the dataset's
+        `__getitem__` draws from random, numpy or torch is seeded from (seed, step), with any
+        `num_workers`. A `collate_fn`, or a `__getitems__` that does not loop over its indices, is
+        seeded so in workers only; in the main process it draws from the training stream.
 
         Args:
             n_items: Items in the dataset.
@@ -235,12 +239,20 @@ class Run:
         return self._watch.requested
 
     def checkpoint_now(self) -> None:
-        """Save and commit when the current step is done; at once, if none is begun."""
+        """
+        Save and commit when the current step is done; at once, if none is begun.
+
+        Called in the body of a step it also says that the objects are as that step leaves them.
+        If the loop is left there for good, the step counts as done and is saved when the block
+        ends, unless that is by an exception.
+        """
         session = self._active()
         if self._step_is_open:
             self._save_is_asked = True
+            self._is_vouched_for = self._loop is not None
         else:
-            self._save(session, must_commit=True)
+            with self._watch.saving():
+                self._save(session, must_commit=True)
 
     def summary(self) -> dict[str, Any]:
         """
@@ -264,47 +276,44 @@ class Run:
         self.resumed_at = session.resumed_at
         self.step = session.resumed_at or 0
         if not self._watch.is_watching:
-            session.events.say(
-                "signals_not_watched",
-                "not in the main thread, where alone signals can be watched: a preemption loses "
-                "what the policy has not saved. Remove @modal.concurrent from what trains",
-            )
+            session.say_unwatched()
         values = session.restore()
         # What the block draws outside of steps, such as a split of the data, is the same on
         # every attempt; steps have a stream of their own.
         seeding.seed_everything(self.seed, seeding.rank())
         if values is None:
             self._training_stream = seeding.capture()
-            self._save(session, must_commit=True)
+            with self._watch.saving():
+                self._save(session, must_commit=True)
         else:
             self._training_stream = values["rng"]
             self.extra.update(values["extra"])
 
     def _cause(self, error: BaseException | None) -> Cause:
-        if self._watch.requested or isinstance(error, KeyboardInterrupt):
-            return "preempted"
-        if error is not None:
-            # Modal's InputCancellation and asyncio's CancelledError, without importing either.
-            is_cancelled = type(error).__name__ in ("InputCancellation", "CancelledError")
-            return "cancelled" if is_cancelled else "error"
         is_done = self._target is not None and self.step >= self._target
-        return "finished" if is_done else "stopped"
+        return ledger.cause_of(error, is_signalled=self._watch.requested, is_done=is_done)
+
+    def _finish(self, error: BaseException | None) -> Cause:
+        try:
+            if error is None:
+                self._count_vouched_step(self._entered())
+        except BaseException as failure:
+            self._end(self._cause(failure), failure)
+            raise
+        cause = self._cause(error)
+        self._end(cause, error)
+        return cause
 
     def _end(self, cause: Cause, error: BaseException | None) -> None:
         """Write the end. While an exception is on its way, failing to is said, not raised."""
         session = self._entered()
         if cause == "stopped":
-            session.events.say(
-                "stopped",
-                f"stopped: {self.step} steps are done; the loop was left, or its data ended, "
-                f"before the next one was"
-                + ("; the checkpoint that was asked for is not there" * self._save_is_asked),
-            )
+            session.say_stopped(self.step, is_asked=self._save_is_asked)
         try:
             session.end(cause, self.step, error)
             self._summary = session.summarize(cause, self.step)
         except Exception as failure:
-            if cause in ("finished", "stopped"):
+            if cause in ("finished", "stopped") and not self._watch.requested:
                 raise
             session.events.say("end_not_written", f"the end was not committed: {failure!r}")
 
@@ -338,7 +347,7 @@ class Run:
         seeding.restore(self._training_stream, seed=self.seed, rank=seeding.rank())
         try:
             while self.step < n:
-                self._step_is_open = True
+                self._step_is_open, self._is_vouched_for = True, False
                 yield self.step
                 if self._loop is not loop:
                     raise RunError("a loop over steps() was used after a later one had begun.")
@@ -358,10 +367,19 @@ class Run:
         self._leave_if_asked(session)
         is_due = self._save_is_asked or session.checkpointer.is_due(self.step)
         if is_due or self.step == self._target:
-            self._save(session, must_commit=self._save_is_asked)
-            self._save_is_asked = False
-            self._leave_if_asked(session)
+            with self._watch.saving():
+                self._save(session, must_commit=self._save_is_asked)
+                self._save_is_asked = False
+                self._leave_if_asked(session)
         session.events.flush_if_due(self.step)
+
+    def _count_vouched_step(self, session: Session) -> None:
+        """Save the step that a loop was left in, if its body said that the objects are whole."""
+        if self._step_is_open and self._is_vouched_for and not self._watch.raised:
+            self._step_is_open = False
+            self.step += 1
+            self._save(session, must_commit=True)
+            self._save_is_asked = False
 
     def _leave_if_asked(self, session: Session) -> None:
         if not self._watch.requested:

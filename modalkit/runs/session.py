@@ -109,6 +109,26 @@ class Session:
         self.checkpointer.commit()
         return loaded.values
 
+    def say_unwatched(self) -> None:
+        """Say that no signal will be noticed."""
+        self.events.say(
+            "signals_not_watched",
+            "not in the main thread, where alone signals can be watched: a preemption loses "
+            "what the policy has not saved. Remove @modal.concurrent from what trains",
+        )
+
+    def say_stopped(self, step: int, *, is_asked: bool) -> None:
+        """Say that the loop was left, and what there is to go on from."""
+        saved = self.checkpointer.saved_step
+        self.events.say(
+            "stopped",
+            f"stopped: {step} steps are done; the loop was left, or its data ended, before the "
+            f"next one was; the newest checkpoint is of step {saved}"
+            + ("; the one that was asked for is not there" * is_asked),
+            step=step,
+            checkpoint=saved,
+        )
+
     def save(self, step: int, values: Mapping[str, Any], *, must_commit: bool) -> None:
         """Save the objects and *values*; between two steps only."""
         values = {**values, "metrics": self.events.latest}
@@ -184,8 +204,10 @@ class Session:
             self.events.say("versions_differ", text)
 
     def _new_attempt(self) -> Attempt:
+        # Also above all epochs: a ledger that is gone must not make new checkpoints the older ones.
+        epoch = store.highest_epoch(self._directory / store.CHECKPOINTS)
         return Attempt(
-            number=ledger.next_number(self._directory),
+            number=max(ledger.next_number(self._directory), epoch + 1),
             container=files.container_id(),
             started_at=self._settings.started_at,
             resumed_at=self.resumed_at,
@@ -207,6 +229,8 @@ class Session:
             writer=self.attempt.container,
             epoch=self.attempt.number,
             fenced=frozenset(attempt.container for attempt in self.previous),
+            restored=self._loaded.file if self._loaded else None,
+            rejected=frozenset(skipped.file for skipped in self._skipped),
         )
         return Checkpointer(
             checkpoints,

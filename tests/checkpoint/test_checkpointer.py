@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from modalkit.checkpoint.checkpointer import Checkpointer
 from modalkit.checkpoint.store import Store, read
 from modalkit.policies import CheckpointPolicy, CommitPolicy
-from modalkit.telemetry.events import Events
+from modalkit.telemetry.events import Events, read_events
 from tests.support.volumes import DirectoryVolume
 
 
@@ -128,3 +130,20 @@ def test_metrics_are_written_before_the_checkpoint_that_they_belong_to(tmp_path,
     monkeypatch.setattr(store, "publish", lambda *a: (order.append("publish"), publish(*a))[1])
     bench.save(1)
     assert order == ["flush", "publish", "flush"]
+
+
+def test_what_cannot_be_removed_after_a_commit_is_noted_and_ends_nothing(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, CheckpointPolicy(every_steps=1, keep_last=1))
+    bench.save(1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        bench.save(2)
+    assert read(bench.volume.committed).step == 2
+    bench.save(3)
+    kinds = [event.kind for event in read_events(bench.volume.mount)]
+    assert kinds.count("not_pruned") == 1
+    assert len(list((bench.volume.mount / "checkpoints").glob("ckpt-*"))) == 1

@@ -392,3 +392,110 @@ def test_two_writers_never_damage_each_other(tmp_path_factory, saves):
         assert not skipped
         assert (loaded.epoch, loaded.step) == best
         assert loaded.values["extra"]["step"] == loaded.step
+
+
+def manifests(directory: Path) -> set[str]:
+    return {name for name in names(directory) if name.startswith("ckpt-")}
+
+
+def flip(directory: Path, file: str) -> None:
+    """Damage a checkpoint such that only its digests show it."""
+    path = pack_of(directory, file)
+    content = bytearray(path.read_bytes())
+    content[4096] ^= 1
+    path.write_bytes(content)
+
+
+def resume(directory: Path, epoch: int = 2) -> Store:
+    loaded, skipped = load_newest(directory / "checkpoints")
+    return Store(
+        directory / "checkpoints",
+        writer=f"ta-{epoch}",
+        epoch=epoch,
+        fenced=frozenset({"ta-1"}),
+        restored=loaded.file,
+        rejected=frozenset(each.file for each in skipped),
+    )
+
+
+def test_what_was_restored_stays_until_a_save_has_taken_its_place(tmp_path):
+    good, bad = publish(tmp_path, 2, 4)
+    flip(tmp_path, bad)
+    store = resume(tmp_path)
+    store.prune(1)
+    assert good in names(tmp_path)
+    assert read(tmp_path).step == 2
+    own = store.publish(3, state(3)).file
+    store.prune(1)
+    assert manifests(tmp_path) == {own}
+    assert len(names(tmp_path)) == 2, "packs go with their manifests"
+
+
+def test_what_was_restored_stays_while_files_of_unknown_worth_are_newer(tmp_path):
+    """A second attempt at the same epoch came to other verdicts; the one in memory counts."""
+    good, newer = publish(tmp_path, 2, 4)
+    store = Store(tmp_path / "checkpoints", writer="ta-2", epoch=2, restored=good)
+    store.prune(1)
+    assert manifests(tmp_path) == {good, newer}
+
+
+def test_rejected_files_do_not_count_as_usable(tmp_path):
+    one, two, three = publish(tmp_path, 1, 2, 3)
+    flip(tmp_path, three)
+    resume(tmp_path).prune(2)
+    assert {one, two} <= manifests(tmp_path)
+
+
+def test_a_store_never_prunes_its_own_newest(tmp_path):
+    publish(tmp_path, 9, epoch=5, writer="ta-5")
+    store = make(tmp_path)
+    own = [store.publish(step, state(step)).file for step in (1, 2)][-1]
+    store.prune(1)
+    assert own in names(tmp_path)
+
+
+@pytest.mark.parametrize("call", ["stat", "read_bytes"])
+def test_a_passing_failure_to_read_prunes_nothing(tmp_path, monkeypatch, call):
+    publish(tmp_path, 1, 2, 3)
+    before = names(tmp_path)
+    store = make(tmp_path, epoch=2, writer="ta-2", fenced={"ta-1"})
+    real = getattr(Path, call)
+
+    def refuse(self, *arguments, **more):
+        if "0000000003" in self.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, call, refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        store.prune(1)
+    monkeypatch.undo()
+    assert names(tmp_path) == before
+
+
+def test_a_file_that_cannot_be_removed_keeps_its_pack_and_stops_no_other(tmp_path, monkeypatch):
+    stuck, _, last = publish(tmp_path, 1, 2, 3)
+    real = Path.unlink
+
+    def refuse(self, **more):
+        if self.name == stuck:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        real(self, **more)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PermissionError):
+        make(tmp_path).prune(1)
+    assert manifests(tmp_path) == {stuck, last}
+    assert pack_of(tmp_path, stuck).exists()
+
+
+def test_only_a_full_disk_is_called_full(tmp_path, monkeypatch):
+    for number, is_full in ((errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)):
+
+        def refuse(*_: object, number=number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        with pytest.raises(CheckpointError) as caught:
+            publish(tmp_path, 1)
+        assert ("keep_last" in str(caught.value)) == is_full

@@ -14,6 +14,7 @@ from contextlib import suppress
 import pytest
 
 import modalkit
+from modalkit.checkpoint.checkpointer import Checkpointer
 from modalkit.checkpoint.store import read
 from modalkit.deployment import POLICY_VARIABLE, ContainerPolicy
 from modalkit.runs.attempts import read_attempts
@@ -169,6 +170,64 @@ def test_a_boundary_ends_the_countdown(volume, grace):
     with pytest.raises(KeyboardInterrupt, match="SIGINT at step 1"):
         training.fit(after=at(0, slow_from_now), checkpoints=NEVER)
     assert read(volume.committed / "runs" / "r").step == 1
+
+
+def test_a_periodic_save_that_was_not_estimated_may_end(volume, grace, monkeypatch):
+    """The signal leaves 0.4 s for the step; the save takes longer than that, and fits."""
+    grace(RESERVE_S + 2.0)
+    monkeypatch.setattr(Checkpointer, "slowest_s", 1.6)
+    real = volume.commit
+
+    def slow_commit() -> None:
+        volume.commit = real
+        send()
+        time.sleep(1.2)
+        real()
+
+    def slow_from_now() -> None:
+        volume.commit = slow_commit
+
+    with pytest.raises(KeyboardInterrupt, match="SIGINT at step 3"):
+        Training(volume).fit(before=at(2, slow_from_now))
+    assert read(volume.committed / "runs" / "r").step == 3
+
+
+def test_a_save_that_hangs_is_interrupted_before_the_reserve(volume, grace, monkeypatch):
+    grace(RESERVE_S + 0.5)
+    real = volume.commit
+    started = []
+
+    def hanging_commit() -> None:
+        volume.commit = real
+        started.append(time.monotonic())
+        send()
+        time.sleep(20)
+
+    def hang_from_now() -> None:
+        volume.commit = hanging_commit
+
+    with pytest.raises(KeyboardInterrupt, match="did not end in time"):
+        Training(volume).fit(before=at(2, hang_from_now))
+    assert 0.3 < time.monotonic() - started[0] < RESERVE_S
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_signal_during_the_last_commit_is_not_swallowed(volume, is_refused):
+    real = volume.commit
+    training = Training(volume)
+
+    def commit() -> None:
+        if read_attempts(volume.mount / "runs" / "r")[-1].cause == "finished":
+            send()
+            if is_refused:
+                raise ConnectionError("no route to the server")
+        real()
+
+    volume.commit = commit
+    with pytest.raises(KeyboardInterrupt, match="was preempted"):
+        training.fit(4)
+    volume = volume.next_container()
+    assert Training(volume).fit(4)["status"] == "finished"
 
 
 # ---- what the body does with it -----------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,16 @@ from modalkit.errors import (
 from modalkit.runs import seeding
 from modalkit.runs.attempts import read_attempts
 from modalkit.telemetry.events import read_events, read_metrics
-from tests.support.training import STEPS, Outcome, Training, at, fail, survive
+from tests.support.training import (
+    STEPS,
+    Killed,
+    Outcome,
+    Training,
+    at,
+    fail,
+    survive,
+    unchanged_generators,
+)
 
 
 def directory(volume, run_id: str = "r") -> Path:
@@ -34,8 +45,8 @@ def kinds(volume) -> list[str]:
     return [event.kind for event in read_events(directory(volume))]
 
 
-def bare(volume, run_id: str = "r", **options):
-    return modalkit.run(run_id, volume=volume, mount=volume.mount, **options)
+def bare(volume, run_id: str = "r", /, **options):
+    return modalkit.run(run_id, **{"volume": volume, "mount": volume.mount, **options})
 
 
 # ---- what lies on the Volume --------------------------------------------------------------------
@@ -207,6 +218,10 @@ def test_keys_named_in_may_change_may_differ(volume):
         ({"seed": 1.5}, "seed=1.5"),
         ({"seed": None}, "seed=None"),
         ({"model": 3}, "model=3.*no state"),
+        ({"checkpoints": "x"}, "checkpoints='x': .*CheckpointPolicy"),
+        ({"commits": modalkit.CheckpointPolicy()}, r"commits=.*pass a modalkit\.CommitPolicy"),
+        ({"volume": "outputs"}, r"volume='outputs': .*modal\.Volume\.from_name"),
+        ({"mount": 3}, "mount=3: .*text"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_at_the_call(volume, options, says):
@@ -417,12 +432,69 @@ def test_saved_when_asked_once_the_step_is_done(volume):
     assert read(directory(volume)).values["extra"] == {"best": 0.5}
 
 
-def test_that_what_was_asked_for_was_not_saved_is_said(volume, capsys):
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_loop_left_after_asking_for_a_save_is_saved_and_its_step_counts(volume, is_held):
     with bare(volume) as run:
-        for _ in run.steps(3):
+        steps = run.steps(9) if is_held else None
+        for step in steps or run.steps(9):
+            if step == 2:
+                run.checkpoint_now()
+                break
+    assert read(directory(volume)).step == 3
+    assert (run.summary()["status"], run.summary()["step"]) == ("stopped", 3)
+    (stopped,) = (e for e in read_events(directory(volume)) if e.kind == "stopped")
+    assert (stopped.fields["step"], stopped.fields["checkpoint"]) == (3, 3)
+    del steps
+
+
+def test_a_run_left_with_a_save_goes_on_as_if_it_had_not_been_left(volume, uninterrupted):
+    training = Training(volume)
+    with training.open(checkpoints=modalkit.CheckpointPolicy(every_steps=100)) as run:
+        # The data comes first and ends: the last body has run, and nobody asks for another step.
+        for batch, _ in zip(itertools.islice(training.loader(run), 5), run.steps(STEPS)):  # noqa: B905
+            training.step(run, batch)
             run.checkpoint_now()
-            break
-    assert "the checkpoint that was asked for is not there" in capsys.readouterr().err
+    assert read(directory(volume)).step == 5
+    Training(volume).fit()
+    Outcome(volume).assert_equals(uninterrupted)
+
+
+def test_a_step_that_ends_in_an_error_is_not_saved_though_it_was_asked_for(volume):
+    def body() -> None:
+        with bare(volume) as run:
+            for _ in run.steps(3):
+                run.checkpoint_now()
+                raise ValueError
+
+    assert isinstance(survive(body), ValueError)
+    assert read(directory(volume)).step == 0
+
+
+def test_asking_after_the_loop_was_left_is_no_word_for_its_step(volume, capsys):
+    """The loop may have been left because its data ended: nothing of that step was done."""
+    with bare(volume) as run:
+        list(zip(run.steps(9), range(3), strict=False))
+        run.checkpoint_now()
+    assert read(directory(volume)).step == 0
+    shown = capsys.readouterr().err
+    assert "the newest checkpoint is of step 0; the one that was asked for is not there" in shown
+
+
+def test_a_save_on_the_way_out_that_fails_is_recorded(volume, monkeypatch):
+    from modalkit.checkpoint import pack
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def body() -> None:
+        with bare(volume) as run:
+            for _ in run.steps(3):
+                run.checkpoint_now()
+                monkeypatch.setattr(pack, "write_pack", refuse)
+                break
+
+    assert isinstance(survive(body), CheckpointError)
+    assert read_attempts(directory(volume))[-1].cause == "error"
 
 
 def test_what_was_asked_for_is_committed_whatever_the_policy(volume):
@@ -611,3 +683,55 @@ def test_entering_in_vain_leaves_generators_too(volume):
     before = generators()
     assert isinstance(survive(lambda: training.fit(1, config={"a": 2})), RunConfigMismatchError)
     np.testing.assert_equal(generators(), before)
+
+
+def test_a_run_renews_the_entropy_of_a_container_that_was_restored_from_a_snapshot(
+    volume, monkeypatch
+):
+    """A plain function has no hooks; what it draws after a run must be this container's own."""
+    with unchanged_generators():
+        drawn = []
+        for container in ("ta-1", "ta-2", "ta-2"):
+            monkeypatch.setenv("MODAL_TASK_ID", container)
+            random.seed(7)
+            with bare(volume):
+                pass
+            drawn.append(random.random())
+        expected = random.Random(7).random()
+        assert expected not in drawn[:2]
+        assert drawn[2] == expected, "a seed that the program set in this container stays"
+
+
+def test_a_lost_ledger_does_not_make_new_checkpoints_the_older_ones(volume):
+    for n in (2, 4):
+        Training(volume).fit(n)
+    shutil.rmtree(volume.mount / "runs/r/attempts")
+    volume.commit()
+    summary = Training(volume).fit(6, checkpoints=modalkit.CheckpointPolicy(keep_last=1))
+    loaded = read(directory(volume))
+    assert (loaded.step, loaded.epoch, summary["attempts"]) == (6, 3, 3)
+
+
+def test_a_whole_checkpoint_outlives_a_newer_damaged_one(volume, uninterrupted):
+    policy = modalkit.CheckpointPolicy(every_steps=3, keep_last=2)
+    Training(volume).fit(6, checkpoints=policy)
+    newest = max((volume.mount / "runs/r/checkpoints").glob("pack-*"))
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    volume.commit()
+    policy = modalkit.CheckpointPolicy(every_steps=3, keep_last=1)
+    for _ in range(2):
+        volume = volume.next_container()
+        training = Training(volume)
+
+        def kill(volume=volume) -> None:
+            volume.commit = fail(Killed)
+            raise Killed
+
+        hook = at(4, kill)
+        error = survive(lambda fit=training.fit, hook=hook: fit(before=hook, checkpoints=policy))
+        assert isinstance(error, Killed)
+        assert training.seen[0][0] == 3
+    Training(volume.next_container()).fit()
+    Outcome(volume).assert_equals(uninterrupted)
