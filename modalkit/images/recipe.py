@@ -170,6 +170,8 @@ class ImageRecipe:
         """
         Return a new recipe with these local modules or packages, mounted when a container starts.
 
+        Modal takes their `.py` files only: add data files that lie beside them by `add_local_dir`.
+
         Raises:
             RecipeError: A module is no string, or is `modalkit`, which comes along by itself.
         """
