@@ -67,6 +67,7 @@ def test_missing_pictures_are_said_at_once(plane: LocalPlane) -> None:
     assert {c.function for c in plane.containers(all=True)[before:]} == {"check_data"}
 
 
+@pytest.mark.slow  # half a minute and more; what it shows, tests/test_kills.py shows by parts
 def test_the_demo_ends_as_it_promises(tmp_path: Path) -> None:
     """Three attempts, bit-exact, the exact JSON object as the last line of stdout."""
     demo = [sys.executable, "-m", "examples.tiny_cats.demo", "--epochs", "4", "--starts", "1"]
