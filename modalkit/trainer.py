@@ -119,12 +119,10 @@ class SnapshotTrainer:
 
     @modal.enter(snap=True)
     def _modalkit_before_snapshot(self) -> None:
-        from modalkit.deployment import POLICY_VARIABLE, container_policy
+        from modalkit.deployment import container_policy
         from modalkit.runs.seeding import seed_everything
 
-        # `with_options(env=..., secrets=...)` replaces everything that the Deployment sent.
-        if self._modalkit_policy is not None:
-            os.environ.setdefault(POLICY_VARIABLE, self._modalkit_policy)
+        self._modalkit_keep_policy()
         # Another modalkit in the container is found here, before loading takes its time.
         container_policy()
         # Only generators that are loaded can be seeded, and load() may be what imports them.
@@ -142,11 +140,20 @@ class SnapshotTrainer:
         from modalkit.snapshots import renew
 
         renew.renew_os()
+        # Again: a start brings an environment of its own to what was restored.
+        self._modalkit_keep_policy()
         seed_everything(self.seed)
         self.place(_device())
         # What the trainer draws outside a run must differ between containers.
         renew.renew_generators()
         renew.record_renewal()
+
+    def _modalkit_keep_policy(self) -> None:
+        """Put the policies back where `with_options(env=..., secrets=...)` replaced them."""
+        from modalkit.deployment import POLICY_VARIABLE
+
+        if self._modalkit_policy is not None:
+            os.environ.setdefault(POLICY_VARIABLE, self._modalkit_policy)
 
     @modal.exit()
     def _modalkit_close(self) -> None:

@@ -626,9 +626,12 @@ def test_a_class_without_the_flag_for_snapshots_is_refused_by_modal():
         modal.App("test-flag").cls(serialized=True)(Child)
 
 
+ENTER = (Flags.ENTER_PRE_SNAPSHOT, Flags.ENTER_POST_SNAPSHOT)
+
+
 def start(trainer: SnapshotTrainer) -> None:
     """Start as Modal does: before the snapshot, after it."""
-    for flag in (Flags.ENTER_PRE_SNAPSHOT, Flags.ENTER_POST_SNAPSHOT):
+    for flag in ENTER:
         for hook in _find_callables_for_obj(trainer, flag).values():
             hook()
 
@@ -801,10 +804,13 @@ def test_the_policies_survive_options_that_replace_the_environment(monkeypatch):
 
     deployed.cls(modal.App("test-replaced"), serialized=True)(Child)
     trainer = Child()
-    start(trainer)
-    _, mount = trainer._modalkit_outputs()
-    assert mount == "/deployed"
-    assert container_policy().checkpoints == CheckpointPolicy(every_steps=7)
+    hooks_of = [_find_callables_for_obj(trainer, flag) for flag in ENTER]
+    for hook in [hook for found in hooks_of for hook in found.values()]:
+        monkeypatch.delenv("MODALKIT_POLICY", raising=False)  # a restore brings its own too
+        hook()
+        _, mount = trainer._modalkit_outputs()
+        assert mount == "/deployed"
+        assert container_policy().checkpoints == CheckpointPolicy(every_steps=7)
 
 
 def test_the_environment_beats_the_policies_of_the_class(monkeypatch):
