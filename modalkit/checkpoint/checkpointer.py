@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from modalkit.checkpoint import state, volume
@@ -57,11 +57,18 @@ class Checkpointer:
     @property
     def slowest_s(self) -> float:
         """Seconds that the slowest of the recent saves and commits took together."""
-        return max(self._save_s) + max(self._commit_s)
+        return sum(self.measured_s)
 
-    def resumed(self, step: int, file: str) -> None:
-        """Take note of the checkpoint that was restored."""
+    @property
+    def measured_s(self) -> tuple[float, float]:
+        """Seconds of the slowest recent save, and of the slowest recent commit."""
+        return max(self._save_s), max(self._commit_s)
+
+    def resumed(self, step: int, file: str, measured_s: Sequence[float] = (0.0, 0.0)) -> None:
+        """Take note of the checkpoint that was restored, and of what its writer had measured."""
         self.saved_step, self.saved_file = step, file
+        self._save_s.append(measured_s[0])
+        self._commit_s.append(measured_s[1])
 
     def is_due(self, step: int) -> bool:
         """Say whether the policy asks for a save after *step* steps."""

@@ -113,6 +113,7 @@ def _kinds() -> Iterator[tuple[Callable[[object], bool], _Kind]]:
     if torch := sys.modules.get("torch"):
         yield (lambda value: isinstance(value, torch.nn.Module)), _MODULE
         yield (lambda value: isinstance(value, torch.optim.Optimizer)), _OPTIMIZER
+        yield (lambda value: isinstance(value, torch.optim.lr_scheduler.LRScheduler)), _SCHEDULER
         yield (lambda value: isinstance(value, torch.Tensor)), _TENSOR
         yield (lambda value: isinstance(value, torch.Generator)), _TORCH_GENERATOR
     if numpy := sys.modules.get("numpy"):
@@ -203,8 +204,13 @@ def _load_module(module: Any, saved: Mapping[str, Any]) -> None:
 
 
 def _parameters(optimizer: Any) -> dict[str, str]:
-    """Describe an optimizer's parameters: its state, made lazily, says little about them."""
-    return {
+    """
+    Describe an optimizer: its class and parameters, since its state, made lazily, says little.
+
+    Classes share names of state: Adam takes AdamW's without a word. (Modules are not compared by
+    class, because wrappers come and go.)
+    """
+    return {"class": _name(optimizer)} | {
         f"param_groups.{g}.params.{p}": _shape(parameter)
         for g, group in enumerate(optimizer.param_groups)
         for p, parameter in enumerate(group["params"])
@@ -264,6 +270,13 @@ _MODULE: Final = _Kind(
 )
 _OPTIMIZER: Final = _Kind(
     "optimizer", lambda value: value.state_dict(), _load_optimizer, _parameters
+)
+_SCHEDULER: Final = _Kind(
+    "scheduler",
+    lambda value: value.state_dict(),
+    lambda value, saved: value.load_state_dict(saved),
+    lambda value: {"class": _name(value)},
+    is_exact=False,
 )
 _TENSOR: Final = _Kind("tensor", lambda value: value, _load_tensor, _shape)
 _ARRAY: Final = _Kind("array", lambda value: value, _load_array, _shape)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import attrs
+from attrs.validators import instance_of as is_a
+from attrs.validators import optional
 
 from modalkit.runs import files
 from modalkit.telemetry import events
@@ -39,22 +41,22 @@ _FILE_NAME: Final = re.compile(r"(\d+)-([A-Za-z0-9_-]+)\.json")
 class Attempt:
     """One container's try at a run."""
 
-    number: int
+    number: int = attrs.field(validator=is_a(int))
     """1 for the first. Also the epoch of its checkpoints."""
-    container: str
-    started_at: float
+    container: str = attrs.field(validator=is_a(str))
+    started_at: float = attrs.field(validator=is_a((int, float)))
     """Unix seconds at the call of `run()`."""
-    resumed_at: int | None
+    resumed_at: int | None = attrs.field(validator=optional(is_a(int)))
     """Steps that were done when it began; None for the beginning of a run."""
-    step: int
+    step: int = attrs.field(validator=is_a(int))
     """Steps done at its end. For a lost one, as far as what it committed shows."""
     cause: Cause = "running"
     ended_at: float | None = None
     error: str | None = None
     """Type and message of the exception that ended it."""
-    config: Mapping[str, Any] = attrs.field(factory=dict)
-    versions: Mapping[str, str] = attrs.field(factory=dict)
-    summary: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] = attrs.field(factory=dict, validator=is_a(dict))
+    versions: Mapping[str, str] = attrs.field(factory=dict, validator=is_a(dict))
+    summary: Mapping[str, Any] | None = attrs.field(default=None, validator=optional(is_a(dict)))
     """What `run.summary()` returned at its end, if it finished or stopped."""
 
     @property
@@ -91,8 +93,9 @@ def read_attempts(run_directory: Path | str) -> list[Attempt]:
     found = []
     for path in sorted((directory / ATTEMPTS).glob("*.json")):
         content = files.read_json(path)
-        if _FILE_NAME.fullmatch(path.name) and content is not None:
-            found.append(_parse(content))
+        attempt = None if content is None else _parse(content)
+        if _FILE_NAME.fullmatch(path.name) and attempt is not None:
+            found.append(attempt)
     found.sort(key=lambda attempt: (attempt.number, attempt.started_at))
     return [
         attempt
@@ -137,9 +140,13 @@ def finished_summary(attempts: Sequence[Attempt], step: int) -> Mapping[str, Any
     return None
 
 
-def _parse(content: Mapping[str, Any]) -> Attempt:
+def _parse(content: Mapping[str, Any]) -> Attempt | None:
+    """Return the attempt, or None if *content* is none: a bad file must not end the run."""
     known = attrs.fields_dict(Attempt)
-    return Attempt(**{key: value for key, value in content.items() if key in known})
+    try:
+        return Attempt(**{key: value for key, value in content.items() if key in known})
+    except (TypeError, ValueError):
+        return None
 
 
 def _temporary(run_directory: Path, attempt: Attempt) -> Path:

@@ -79,12 +79,12 @@ def check_or_write(directory: Path, now: RunConfig, may_change: Collection[str])
 
     Raises:
         RunConfigMismatchError: The run is known, with another configuration or seed.
+        RunError: What the run was called with is there and cannot be read.
     """
-    content = files.read_json(directory / RUN_FILE)
-    if content is None:
+    then = _read(directory)
+    if then is None:
         _write(directory, now)
         return True
-    then = RunConfig(content["config"], content["seed"])
     if then.without(may_change).digest != now.without(may_change).digest:
         raise RunConfigMismatchError(
             f"run {directory.name!r} is known with another configuration:\n"
@@ -104,6 +104,21 @@ def versions() -> dict[str, str]:
         if name in sys.modules:
             found[name] = str(sys.modules[name].__version__)
     return found
+
+
+def _read(directory: Path) -> RunConfig | None:
+    path = directory / RUN_FILE
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return RunConfig(dict(content["config"]), content["seed"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error!r}), so this call cannot be compared with the run's "
+            f"first one. Try again; if it is damaged and you call with the same configuration, "
+            f"remove the file, or else use a new run id."
+        ) from error
 
 
 def _write(directory: Path, config: RunConfig) -> None:

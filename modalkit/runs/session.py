@@ -103,7 +103,7 @@ class Session:
             return None
         state.restore(self._settings.objects, loaded.objects, loaded.values["objects"])
         self.events.latest.update(loaded.values["metrics"])
-        self.checkpointer.resumed(loaded.step, loaded.file)
+        self.checkpointer.resumed(loaded.step, loaded.file, loaded.values["measured_s"])
         text = f"resumes at step {loaded.step}, attempt {self.attempt.number}"
         self.events.say("resumed", text, step=loaded.step, file=loaded.file)
         self.checkpointer.commit()
@@ -131,7 +131,9 @@ class Session:
 
     def save(self, step: int, values: Mapping[str, Any], *, must_commit: bool) -> None:
         """Save the objects and *values*; between two steps only."""
-        values = {**values, "metrics": self.events.latest}
+        # Until the next attempt has measured its own saves, these say how long one takes.
+        measured = list(self.checkpointer.measured_s)
+        values = {**values, "metrics": self.events.latest, "measured_s": measured}
         self.checkpointer.save(step, self._settings.objects, values, must_commit=must_commit)
 
     def summarize(self, cause: Cause, step: int) -> dict[str, Any]:
@@ -184,8 +186,8 @@ class Session:
     def _refuse_to_start_over(self, loaded: Loaded | None) -> None:
         """Do not begin again a run that had got on, because of a bad disk."""
         had_got_on = any(attempt.step > 0 for attempt in self.previous)
-        if loaded is None and self._skipped and had_got_on:
-            reasons = "; ".join(f"{s.file}: {s.reason}" for s in self._skipped)
+        if loaded is None and had_got_on:
+            reasons = "; ".join(f"{s.file}: {s.reason}" for s in self._skipped) or "none is there"
             raise CheckpointCorruptError(
                 f"no checkpoint in {self._directory / store.CHECKPOINTS} is whole ({reasons}). "
                 f"Restore the files, or use a new run id to begin again."

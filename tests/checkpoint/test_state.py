@@ -386,3 +386,22 @@ def test_restored_tensors_do_not_share_memory_with_each_other(disk):
     disk.load(model=model, optimizer=optimizer)
     buffers = [own["momentum_buffer"].data_ptr() for own in optimizer.state.values()]
     assert len(set(buffers)) == len(buffers)
+
+
+def test_an_optimizer_or_scheduler_of_another_class_is_refused_by_both_names():
+    model = torch.nn.Linear(2, 2)
+    saved = torch.optim.AdamW(model.parameters())
+    live = torch.optim.Adam(model.parameters())
+    schedulers = torch.optim.lr_scheduler
+    for objects, others, says in (
+        ({"o": saved}, {"o": live}, r"o\.class +AdamW +Adam"),
+        (
+            {"s": schedulers.StepLR(saved, 1)},
+            {"s": schedulers.ExponentialLR(live, 0.5)},
+            r"s\.class +StepLR +ExponentialLR",
+        ),
+    ):
+        described = state.describe(objects)
+        with pytest.raises(CheckpointMismatchError, match=says):
+            state.restore(others, state.capture(objects), described)
+        state.restore(objects, state.capture(objects), described)

@@ -151,3 +151,13 @@ def test_a_container_is_named_by_modal_or_by_something_unique(monkeypatch):
     assert "/" not in files.container_id()
     monkeypatch.delenv("MODAL_TASK_ID")
     assert files.container_id() != files.container_id()
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", '{"number": "2"}', '{"number": 2, "container": "b"}']
+)
+def test_a_file_that_is_no_attempt_is_as_good_as_absent_but_its_number_counts(tmp_path, content):
+    ledger.write(tmp_path, make(1, "a"))
+    (tmp_path / "attempts" / "2-b.json").write_text(content)
+    assert [a.number for a in read_attempts(tmp_path)] == [1]
+    assert ledger.next_number(tmp_path) == 3

@@ -173,15 +173,15 @@ def test_a_boundary_ends_the_countdown(volume, grace):
 
 
 def test_a_periodic_save_that_was_not_estimated_may_end(volume, grace, monkeypatch):
-    """The signal leaves 0.4 s for the step; the save takes longer than that, and fits."""
-    grace(RESERVE_S + 2.0)
-    monkeypatch.setattr(Checkpointer, "slowest_s", 1.6)
+    """The signal leaves 0.2 s for the step; the save takes longer than that, and fits."""
+    grace(RESERVE_S + 9.0)
+    monkeypatch.setattr(Checkpointer, "slowest_s", 8.8)
     real = volume.commit
 
     def slow_commit() -> None:
         volume.commit = real
         send()
-        time.sleep(1.2)
+        time.sleep(0.8)
         real()
 
     def slow_from_now() -> None:

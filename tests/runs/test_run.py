@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -735,3 +736,38 @@ def test_a_whole_checkpoint_outlives_a_newer_damaged_one(volume, uninterrupted):
         assert training.seen[0][0] == 3
     Training(volume.next_container()).fit()
     Outcome(volume).assert_equals(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"config": {"lr"', "{}", "[]", '{"config": 1, "seed": 0}']
+)
+def test_a_run_file_that_cannot_be_read_is_no_first_call(volume, content):
+    Training(volume).fit(1, config={"lr": 1})
+    path = volume.mount / "runs/r/run.json"
+    path.write_text(content)
+    with pytest.raises(RunError, match=r"run\.json cannot be read .*remove the file"):
+        Training(volume).fit(1, config={"lr": 2})
+    assert path.read_text() == content
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(volume):
+    Training(volume).fit(4)
+    shutil.rmtree(volume.mount / "runs/r/checkpoints")
+    volume.commit()
+    with pytest.raises(CheckpointCorruptError, match="none is there"):
+        Training(volume).fit(4)
+
+
+def test_a_resumed_attempt_knows_how_long_a_save_took(volume):
+    real = volume.commit
+
+    def slow() -> None:
+        time.sleep(0.3)
+        real()
+
+    volume.commit = slow
+    with bare(volume, checkpoints=modalkit.CheckpointPolicy(every_steps=1)) as run:
+        list(run.steps(2))
+    volume = volume.next_container()
+    with bare(volume) as run:
+        assert run._saving_s() >= 0.3
