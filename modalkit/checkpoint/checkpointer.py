@@ -108,6 +108,11 @@ class Checkpointer:
             self.commit()
         self._saved_at = self._clock()
 
+    def withdraw(self) -> None:
+        """Remove all that was saved here."""
+        self._store.withdraw()
+        self.saved_step = self.saved_file = None
+
     def commit(self) -> None:
         """Make everything durable that was written, then remove what is no longer needed."""
         self._events.flush()

@@ -39,6 +39,23 @@ class _Layout:
     """From the end of the header, one per leaf."""
 
 
+def copy_leaves(leaves: Mapping[str, Any]) -> tuple[dict[str, Bulk], dict[str, str]]:
+    """Copy each leaf once; a tensor that is another one (tied weights) becomes an alias."""
+    copies: dict[str, Bulk] = {}
+    alias: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    # All leaves are alive until the end of this loop, so equal addresses are equal tensors.
+    for name, leaf in leaves.items():
+        key = bulk.same_memory_key(leaf)
+        if key is not None and key in first:
+            alias[name] = first[key]
+            continue
+        copies[name] = bulk.pack_copy(name, leaf)
+        if key is not None:
+            first[key] = name
+    return copies, alias
+
+
 def write_pack(path: Path, leaves: Mapping[str, Bulk]) -> list[Row]:
     """
     Write a new pack, force it to the disk, and return where each leaf lies in it.

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from modalkit.checkpoint import bulk, disk, manifest, pack, tree
+from modalkit.checkpoint import disk, manifest, pack, tree
 from modalkit.checkpoint.bulk import Bulk
 from modalkit.checkpoint.manifest import MANIFEST_NAME, PACK_NAME, Manifest, Pack, Row
 from modalkit.errors import CheckpointCorruptError, CheckpointError
@@ -166,7 +166,7 @@ class Store:
             "objects": _flatten_each(state["objects"], "", leaves),
             "values": _flatten_each(state["values"], "run.", leaves),
         }
-        copies, alias = _copy(leaves)
+        copies, alias = pack.copy_leaves(leaves)
         try:
             published = self._write(step, skeleton, copies, alias)
         except OSError as error:
@@ -178,6 +178,12 @@ class Store:
             ) from error
         self._own_newest = published.file
         return published
+
+    def withdraw(self) -> None:
+        """Remove all that this attempt has published, which must not become the run's state."""
+        own = [n for n in _names(self._directory) if f"-{self._writer}-" in n]
+        for name in sorted(own):  # manifests come first
+            self._path(name).unlink(missing_ok=True)
 
     def prune(self, keep_last: int) -> list[str]:
         """
@@ -293,23 +299,6 @@ class Store:
 
 def _flatten_each(states: Mapping[str, Any], prefix: str, leaves: tree.Leaves) -> dict[str, Any]:
     return {name: tree.flatten(s, f"{prefix}{name}", leaves) for name, s in states.items()}
-
-
-def _copy(leaves: tree.Leaves) -> tuple[dict[str, Bulk], dict[str, str]]:
-    """Copy each leaf once; a tensor that is another one (tied weights) becomes an alias."""
-    copies: dict[str, Bulk] = {}
-    alias: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
-    # All leaves are alive until the end of this loop, so equal addresses are equal tensors.
-    for name, leaf in leaves.items():
-        key = bulk.same_memory_key(leaf)
-        if key is not None and key in first:
-            alias[name] = first[key]
-            continue
-        copies[name] = bulk.pack_copy(name, leaf)
-        if key is not None:
-            first[key] = name
-    return copies, alias
 
 
 def _names(directory: Path) -> list[str]:

@@ -54,6 +54,7 @@ class Attempt:
     ended_at: float | None = None
     error: str | None = None
     """Type and message of the exception that ended it."""
+    seed: int = attrs.field(default=0, validator=is_a(int))
     config: Mapping[str, Any] = attrs.field(factory=dict, validator=is_a(dict))
     versions: Mapping[str, str] = attrs.field(factory=dict, validator=is_a(dict))
     summary: Mapping[str, Any] | None = attrs.field(default=None, validator=optional(is_a(dict)))

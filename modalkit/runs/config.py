@@ -83,8 +83,19 @@ def check_or_write(directory: Path, now: RunConfig, may_change: Collection[str])
     """
     then = _read(directory)
     if then is None:
-        _write(directory, now)
+        write(directory, now)
         return True
+    compare(directory, then, now, may_change)
+    return False
+
+
+def compare(directory: Path, then: RunConfig, now: RunConfig, may_change: Collection[str]) -> None:
+    """
+    Compare two configurations of the run in *directory*.
+
+    Raises:
+        RunConfigMismatchError: They differ.
+    """
     if then.without(may_change).digest != now.without(may_change).digest:
         raise RunConfigMismatchError(
             f"run {directory.name!r} is known with another configuration:\n"
@@ -92,7 +103,6 @@ def check_or_write(directory: Path, now: RunConfig, may_change: Collection[str])
             + "\nUse a new run id for a new training. Keys that may differ between attempts are "
             "named in may_change=(...)."
         )
-    return False
 
 
 def versions() -> dict[str, str]:
@@ -121,7 +131,8 @@ def _read(directory: Path) -> RunConfig | None:
         ) from error
 
 
-def _write(directory: Path, config: RunConfig) -> None:
+def write(directory: Path, config: RunConfig) -> None:
+    """Write what the run's first call was."""
     content = {
         "v": 1,
         "run_id": directory.name,

@@ -19,7 +19,7 @@ from modalkit.checkpoint import volume as volumes
 from modalkit.checkpoint.checkpointer import Checkpointer
 from modalkit.checkpoint.store import Loaded, Store
 from modalkit.checkpoint.volume import Volume
-from modalkit.errors import CheckpointCorruptError
+from modalkit.errors import CheckpointCorruptError, RunConfigMismatchError
 from modalkit.policies import CheckpointPolicy, CommitPolicy
 from modalkit.runs import attempts as ledger
 from modalkit.runs import config as configs
@@ -68,7 +68,9 @@ class Session:
         self._settings = settings
         self._directory = settings.directory
         note = volumes.reload(settings.volume)
-        configs.check_or_write(self._directory, settings.config, settings.may_change)
+        self._is_first_call = configs.check_or_write(
+            self._directory, settings.config, settings.may_change
+        )
         self.previous = ledger.read_attempts(self._directory)
         loaded, self._skipped = store.load_newest(self._directory / store.CHECKPOINTS)
         self._refuse_to_start_over(loaded)
@@ -135,6 +137,9 @@ class Session:
         measured = list(self.checkpointer.measured_s)
         values = {**values, "metrics": self.events.latest, "measured_s": measured}
         self.checkpointer.save(step, self._settings.objects, values, must_commit=must_commit)
+        if self._is_first_call and must_commit:
+            self._is_first_call = False
+            self._give_way()
 
     def summarize(self, cause: Cause, step: int) -> dict[str, Any]:
         """
@@ -193,6 +198,26 @@ class Session:
                 f"Restore the files, or use a new run id to begin again."
             )
 
+    def _give_way(self) -> None:
+        """
+        Leave the run to another first call with another configuration, of the same moment.
+
+        Neither saw the other's files when it began. The later commit has written over the other's
+        run.json, and its own commit shows it the other's attempt.
+
+        Raises:
+            RunConfigMismatchError: There is one; what it wrote is as it was.
+        """
+        now, may_change = self._settings.config, self._settings.may_change
+        for other in ledger.read_attempts(self._directory):
+            then = RunConfig(other.config, other.seed)
+            try:
+                configs.compare(self._directory, then, now, may_change)
+            except RunConfigMismatchError:
+                configs.write(self._directory, then)
+                self.checkpointer.withdraw()
+                raise
+
     def _say_versions(self) -> None:
         """Say what makes the next steps other than an uninterrupted run's would have been."""
         before = self.previous[-1].versions if self.previous else self.attempt.versions
@@ -214,6 +239,7 @@ class Session:
             started_at=self._settings.started_at,
             resumed_at=self.resumed_at,
             step=self.resumed_at or 0,
+            seed=self._settings.config.seed,
             config=self._settings.config.config,
             versions=configs.versions(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -109,3 +110,33 @@ def test_two_attempts_that_start_at_once_are_told_apart(tmp_path):
     third = Container(volume.next_container())
     assert (third.run.attempt, third.run.resumed_at) == (2, STEPS)
     third.finish()
+
+
+def test_of_two_first_calls_with_different_configurations_the_later_gives_way(tmp_path):
+    volume = DirectoryVolume(tmp_path)
+    other = volume.next_container()
+    other.reload = lambda: None
+    calls = {
+        seed: modalkit.run("r", volume=v, mount=v.mount, seed=seed, counter=Counter())
+        for seed, v in ((1, volume), (2, other))
+    }
+    real = other.commit
+
+    def commit() -> None:
+        # The other has begun after this one looked, and before it committed.
+        vars(other).pop("reload", None)
+        if not calls[1].attempt:
+            calls[1].__enter__()
+        real()
+
+    other.commit = commit
+    with pytest.raises(modalkit.RunConfigMismatchError, match="seed: was 1, is 2"):
+        calls[2].__enter__()
+    directory = volume.committed / "runs" / "r"
+    assert json.loads((directory / "run.json").read_text())["seed"] == 1
+    assert len(list((directory / "checkpoints").glob("ckpt-*"))) == 1
+    assert list(calls[1].steps(2)) == [0, 1]
+    calls[1].__exit__(None, None, None)
+    third = volume.next_container()
+    with modalkit.run("r", volume=third, mount=third.mount, seed=1, counter=Counter()) as run:
+        assert run.resumed_at == 2
