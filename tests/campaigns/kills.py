@@ -87,11 +87,13 @@ def fingerprint(run_directory: Path) -> dict[str, Any]:
     loaded = store.read(run_directory)
     manifest = run_directory / store.CHECKPOINTS / loaded.file
     body = json.loads(manifest.read_text().splitlines()[0])
+    tree = json.loads(json.dumps(body["tree"]))
+    del tree["values"]["measured_s"]  # how long saving took
     return {
         "step": body["step"],
         "tensors": {row["name"]: (row["dtype"], row["digest"]) for row in body["tensors"]},
         "alias": body["alias"],
-        "tree": body["tree"],
+        "tree": tree,
         "losses": events.read_metrics(run_directory),
     }
 

@@ -123,4 +123,4 @@ def test_help_teaches(tmp_path: Path) -> None:
 def test_an_app_that_does_not_exist_is_modals_own_error(tmp_path: Path) -> None:
     done = modalkit("local", "run", "nowhere.py", cwd=tmp_path)
     assert done.returncode != 0
-    assert "nowhere.py" in done.stdout + done.stderr
+    assert "nowhere.py" in "".join((done.stdout + done.stderr).split())  # rich breaks lines
