@@ -13,7 +13,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -27,14 +26,10 @@ from modal_proto import api_pb2
 
 from modalkit.errors import ForkRefusedError, LocalPlaneError, PrivateMountsError, SnapshotGoneError
 from modalkit.local.boot import mounts_available
-from modalkit.local.core import ENVIRONMENT
+from modalkit.local.container_files import ContainerFiles
 from modalkit.local.fork_template import ForkTemplate
-from modalkit.local.image_commands import ImageFacts
-from modalkit.local.layout import app_layout
 from modalkit.local.processes import descendants
 from modalkit.local.state import Container, Event, Function, State, new_id
-from modalkit.local.trees import copy
-from modalkit.local.volumes import View
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -43,15 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("modalkit.local")
 
 BOOT = Path(__file__).with_name("boot.py")
-CODE_DIRECTORIES = ("root", "pkg")
-"""Code mounted below these is found through sys.path; other targets are mounted in place."""
 DEFAULT_STARTUP_S = 300
 """Modal's: `startup_timeout` defaults to `timeout`, which defaults to this."""
-INHERITED = re.compile(
-    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TERM|LD_.*|CUDA_.*|NVIDIA_.*|OMP_.*"
-    r"|MKL_.*|SSL_.*|[a-zA-Z]+_(proxy|PROXY)"
-)
-"""Of this machine's environment. A token that the app has no Secret for is not there on Modal."""
 STREAMS = (
     ("stdout", api_pb2.FILE_DESCRIPTOR_STDOUT),
     ("stderr", api_pb2.FILE_DESCRIPTOR_STDERR),
@@ -64,6 +52,7 @@ class Launcher:
     def __init__(self, plane: Plane, make_servicer: Callable[[Container], Any]) -> None:
         self.plane = plane
         self._make_servicer = make_servicer
+        self._files = ContainerFiles(plane)
         self._mounts_work = False
 
     def new_container(self, function: Function, kind: str) -> Container:
@@ -85,7 +74,7 @@ class Launcher:
         await self._require_mounts(container)
         server: Server | None = None
         try:
-            mounts = await asyncio.to_thread(self._lay_out, container)
+            mounts = await asyncio.to_thread(self._files.lay_out, container)
             if container.is_doomed:
                 return
             server = Server([self._make_servicer(container)])
@@ -115,106 +104,6 @@ class Launcher:
         shutil.rmtree(container.directory, ignore_errors=True)
         shutil.rmtree(self.plane.views / container.id, ignore_errors=True)
 
-    # ------------------------------------------------------------------ files
-
-    def _lay_out(self, container: Container) -> list[dict[str, Any]]:
-        """Write the container's code and Volume views; return what is to be mounted where."""
-        directory = container.directory
-        (directory / "root").mkdir(parents=True)
-        mounts: list[dict[str, Any]] = []
-        for mount_id in container.function.definition.mount_ids:
-            for file in self.plane.mounts.get(mount_id, []):
-                mounts += self._place(directory, file)
-        for volume_mount in container.function.definition.volume_mounts:
-            view = View(
-                self.plane.volumes.by_id(volume_mount.volume_id),
-                self.plane.views / container.id / volume_mount.volume_id,
-                read_only=volume_mount.read_only,
-            )
-            container.views[volume_mount.volume_id] = view
-            source = view.path / volume_mount.sub_path.strip("/")
-            source.mkdir(parents=True, exist_ok=True)
-            mounts.append(
-                {
-                    "source": str(source),
-                    "target": volume_mount.mount_path,
-                    "read_only": volume_mount.read_only,
-                }
-            )
-        return mounts
-
-    def _place(self, directory: Path, file: api_pb2.MountFile) -> list[dict[str, Any]]:
-        relative = Path(os.path.normpath(file.filename.lstrip("/")))
-        if relative.is_absolute() or ".." in relative.parts:
-            raise ValueError(f"mount file {file.filename!r} points outside of the image")
-        target = directory / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a later layer hides an earlier one
-        copy(self.plane.file_store / file.sha256_hex, target)  # a link would share what it writes
-        target.chmod(file.mode & 0o777 or 0o644)
-        if relative.parts[0] in CODE_DIRECTORIES:
-            return []
-        return [{"source": str(target), "target": f"/{relative}", "read_only": True}]
-
-    # ------------------------------------------------------------------ environment
-
-    def _environment(self, container: Container, facts: ImageFacts) -> dict[str, str]:
-        """Merge this machine's environment, the image's, the secrets', and what a worker sets."""
-        directory, function = container.directory, container.function
-        inherited = {name: v for name, v in os.environ.items() if INHERITED.fullmatch(name)}
-        secrets: dict[str, str] = {}
-        for secret_id in function.definition.secret_ids:
-            secrets.update(self.plane.secrets[secret_id])
-        interpreter = str(Path(self.plane.config.python).parent)
-        code = [str(directory / name) for name in CODE_DIRECTORIES]
-        runtime = {
-            "PATH": os.pathsep.join([interpreter, inherited.get("PATH", os.defpath)]),
-            "PYTHONPATH": os.pathsep.join(filter(None, [*code, facts.env.get("PYTHONPATH")])),
-            "PYTHONUNBUFFERED": "1",
-            "MODAL_IS_REMOTE": "1",
-            "MODAL_SERVER_URL": f"unix://{directory}/plane.sock",
-            "MODAL_CONTAINER_ARGUMENTS_PATH": str(directory / "arguments.pb"),
-            "MODAL_RESTORE_STATE_PATH": str(directory / "restore-state.json"),
-            "MODAL_TASK_ID": container.id,
-            "MODAL_IMAGE_ID": function.definition.image_id,
-            "MODAL_ENVIRONMENT": ENVIRONMENT,
-            "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_UNSPECIFIED",
-            "MODAL_REGION": "local",
-        }
-        if container.kind != "cold":
-            runtime["MODAL_ENABLE_SNAP_RESTORE"] = "1"
-        return {**inherited, **facts.env, **secrets, **runtime}
-
-    def _write_arguments(self, container: Container) -> None:
-        function = container.function
-        arguments = api_pb2.ContainerArguments(
-            task_id=container.id,
-            function_id=function.id,
-            app_id=function.app.id,
-            function_def=function.definition,
-            environment_name=ENVIRONMENT,
-            app_layout=app_layout(self.plane, function.app, function),
-            serialized_params=function.parameters,
-        )
-        if container.kind == "snapshotting":
-            arguments.checkpoint_id = new_id("ch")
-            arguments.function_def.is_checkpointing_function = True
-        (container.directory / "arguments.pb").write_bytes(arguments.SerializeToString())
-
-    def _guard(self, container: Container, facts: ImageFacts) -> dict[str, Any] | None:
-        """Return the import guard's arguments; None where the image cannot be read in full."""
-        if facts.unread:
-            line = (
-                f"modalkit: imports are not checked, since this cannot be read: {facts.unread[0]}"
-            )
-            self.plane.say_once(container, line)
-            return None
-        return {
-            "packages": sorted(facts.packages),
-            "strict": self.plane.config.strict_image,
-            "roots": [str(container.directory / name) for name in CODE_DIRECTORIES],
-        }
-
     # ------------------------------------------------------------------ start
 
     async def _start(
@@ -229,11 +118,11 @@ class Launcher:
             "mounts": mounts,
             "scratch": str(container.directory),
             "cwd": str(container.directory / "root"),
-            "guard": self._guard(container, facts),
+            "guard": self._files.guard(container, facts),
             "fork_socket": str(fork_socket) if fork_socket else None,
             "parent": os.getpid(),
         }
-        self._write_arguments(container)
+        self._files.write_arguments(container)
         spec_path = container.directory / "boot.json"
         spec_path.write_text(json.dumps(spec))
         pipes = [os.pipe() for _ in STREAMS]
@@ -242,7 +131,7 @@ class Launcher:
                 self.plane.config.python,
                 str(BOOT),
                 str(spec_path),
-                env=self._environment(container, facts),
+                env=self._files.environment(container, facts),
                 cwd=container.directory / "root",
                 stdin=subprocess.DEVNULL,
                 stdout=pipes[0][1],
@@ -287,7 +176,7 @@ class Launcher:
         if maker is None or maker.template is None:
             raise SnapshotGoneError("the snapshot went away before a container was restored")
         container.template = maker.template
-        environment = self._environment(
+        environment = self._files.environment(
             container, self.plane.image_facts(container.function.definition.image_id)
         )
         state = {

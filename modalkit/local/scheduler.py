@@ -13,12 +13,12 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-import attrs
 from modal_proto import api_pb2
 
 from modalkit.errors import PrivateMountsError, SnapshotGoneError
 from modalkit.local import state
 from modalkit.local.core import default_max_containers
+from modalkit.local.outcomes import Outcome, start_failure, stopped
 from modalkit.local.state import App, Call, Container, Event, Function, Input, State, Status, new_id
 
 if TYPE_CHECKING:
@@ -36,16 +36,6 @@ STOP_GRACE_S = 8.0
 """How long a stopped app's containers may run their exit hooks."""
 LAST_WORDS_S = 5.0
 """Between the interrupt and the kill of an input that ran out of time."""
-
-
-@attrs.frozen
-class Outcome:
-    """What an attempt ended with; times are Unix seconds."""
-
-    result: api_pb2.GenericResult
-    data_format: int = api_pb2.DATA_FORMAT_UNSPECIFIED
-    started_at: float = 0.0
-    created_at: float = 0.0
 
 
 class Scheduler:
@@ -70,7 +60,7 @@ class Scheduler:
         if item.status is Status.DONE:
             return
         if item.call.function.app.is_stopping:
-            self.finish(item, Outcome(_stopped()))
+            self.finish(item, Outcome(stopped()))
             return
         item.status, item.owner = Status.PENDING, None
         item.call.function.pending.append(item)
@@ -277,10 +267,10 @@ class Scheduler:
         except SnapshotGoneError as loss:
             logger.info("container %s: %s", container.id, loss)  # the next one makes a new snapshot
         except PrivateMountsError as refusal:
-            container.start_failure = _start_failure(str(refusal))
+            container.start_failure = start_failure(str(refusal))
         except Exception as error:
             logger.exception("container %s could not be started", container.id)
-            container.start_failure = _start_failure(f"the local plane could not start it: {error}")
+            container.start_failure = start_failure(f"the local plane could not start it: {error}")
         self._bury(container)
         await asyncio.to_thread(self.launcher.clean_up, container)
 
@@ -327,7 +317,7 @@ class Scheduler:
                 f"{function.starts_failed} containers in a row ended before taking an input; "
                 f"the last with code {container.returncode}: {' | '.join(container.last_words)}"
             )
-            self.fail_pending(function, _start_failure(text))
+            self.fail_pending(function, start_failure(text))
 
     def drain(self, container: Container) -> None:
         """Give *container* nothing more; it ends when it has finished what it has."""
@@ -371,7 +361,7 @@ class Scheduler:
         ]
         for item in list(self.plane.inputs.values()):
             if item.call.function.app is app and item.status in (Status.PENDING, Status.WAITING):
-                self.finish(item, Outcome(_stopped()))
+                self.finish(item, Outcome(stopped()))
         for function in self.plane.functions.values():
             if function.app is app:
                 function.pending.clear()
@@ -401,14 +391,6 @@ class Scheduler:
             await self.launcher.interrupt_then_kill(container, self.plane.config.grace_s)
         elif not await self.launcher.wait_exit(container, STOP_GRACE_S):
             self.launcher.send(container, signal.SIGKILL)
-
-
-def _start_failure(text: str) -> api_pb2.GenericResult:
-    return Result(status=Result.GENERIC_STATUS_INIT_FAILURE, exception=text)
-
-
-def _stopped() -> api_pb2.GenericResult:
-    return Result(status=Result.GENERIC_STATUS_TERMINATED, exception="the app was stopped")
 
 
 def _can_restore(maker: Container) -> bool:

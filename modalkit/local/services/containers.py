@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
-from modalkit.local.scheduler import Outcome
+from modalkit.local.outcomes import Outcome
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
