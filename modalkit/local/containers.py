@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +125,7 @@ class Launcher:
         self._files.write_arguments(container)
         spec_path = container.directory / "boot.json"
         spec_path.write_text(json.dumps(spec))
-        pipes = [os.pipe() for _ in STREAMS]
-        try:
+        with _output_pipes() as pipes:
             process = await asyncio.create_subprocess_exec(
                 self.plane.config.python,
                 str(BOOT),
@@ -138,8 +137,6 @@ class Launcher:
                 stderr=pipes[1][1],
                 start_new_session=True,
             )
-        finally:
-            _close_writers(pipes)
         container.pid = process.pid
         self._kill_if_doomed(container)
         logger.info("container %s: %s start, pid %s", container.id, container.kind, process.pid)
@@ -184,8 +181,7 @@ class Launcher:
             "function_id": container.function.id,
             "server_url": environment["MODAL_SERVER_URL"],
         }
-        pipes = [os.pipe() for _ in STREAMS]
-        try:
+        with _output_pipes() as pipes:
             container.pid = await maker.template.fork(
                 container.id,
                 environment,
@@ -194,8 +190,6 @@ class Launcher:
                 stdout_fd=pipes[0][1],
                 stderr_fd=pipes[1][1],
             )
-        finally:
-            _close_writers(pipes)
         self._kill_if_doomed(container)
         logger.info("container %s: restored, pid %s", container.id, container.pid)
         pumps = await self._start_pumps(container, pipes)
@@ -316,6 +310,16 @@ def kill_stragglers(container_id: str) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _close_writers(pipes: list[tuple[int, int]]) -> None:
-    for _, writer in pipes:
-        os.close(writer)
+@contextlib.contextmanager
+def _output_pipes() -> Iterator[list[tuple[int, int]]]:
+    """Make a pipe per stream; the writing ends are the new process's, the reading ends ours."""
+    pipes = [os.pipe() for _ in STREAMS]
+    try:
+        yield pipes
+    except BaseException:
+        for reader, _ in pipes:
+            os.close(reader)
+        raise
+    finally:
+        for _, writer in pipes:
+            os.close(writer)

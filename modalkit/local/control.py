@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from modalkit.local.reports import ContainerInfo
 from modalkit.local.state import Container
 
 if TYPE_CHECKING:
@@ -21,21 +22,21 @@ if TYPE_CHECKING:
     from modalkit.local.scheduler import Scheduler
 
 
-def describe(container: Container) -> dict[str, Any]:
+def describe(container: Container) -> ContainerInfo:
     """Return what `LocalPlane.containers()` shows of *container*."""
-    return {
-        "id": container.id,
-        "app": container.function.app.name,
-        "function": container.function.definition.function_name,
-        "pid": container.pid,
-        "kind": container.kind,
-        "state": container.state.value,
-        "inputs": sorted(container.running),
-        "launched_at": container.launched_at,
-        "first_input_at": container.first_input_at,
-        "exited_at": container.exited_at,
-        "returncode": container.returncode,
-    }
+    return ContainerInfo(
+        id=container.id,
+        app=container.function.app.name,
+        function=container.function.definition.function_name,
+        pid=container.pid,
+        kind=container.kind,
+        state=container.state.value,
+        inputs=sorted(container.running),
+        launched_at=container.launched_at,
+        first_input_at=container.first_input_at,
+        exited_at=container.exited_at,
+        returncode=container.returncode,
+    )
 
 
 class Control:
@@ -69,7 +70,7 @@ class Control:
             writer.close()
 
     def _containers(self) -> list[dict[str, Any]]:
-        return [describe(container) for container in self._plane.containers.values()]
+        return [attrs.asdict(describe(container)) for container in self._plane.containers.values()]
 
     def _live(self, container: str) -> Container:
         found = self._plane.containers.get(container)

@@ -20,6 +20,7 @@ from modal_proto import api_pb2
 
 from modalkit.local.image_commands import ImageFacts, parse
 from modalkit.local.processes import views_directory
+from modalkit.local.reports import LogLine
 from modalkit.local.state import App, Call, Container, Function, Input, Pulse
 from modalkit.local.volumes import VolumeRegistry
 
@@ -55,16 +56,6 @@ class Image:
     id: str
     commands: tuple[str, ...]
     bases: tuple[str, ...]
-
-
-@attrs.frozen
-class LogLine:
-    """One line that a container wrote."""
-
-    index: int
-    container: str
-    stream: str
-    text: str
 
 
 @attrs.define(eq=False)

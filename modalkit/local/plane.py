@@ -16,53 +16,12 @@ import attrs
 
 from modalkit.errors import LocalPlaneError, PlaneStartError
 from modalkit.local import plane_process
+from modalkit.local.reports import ContainerInfo, LogLine
 
 if TYPE_CHECKING:
     import modal
 
 POLL_S = 0.02
-
-
-@attrs.frozen
-class ContainerInfo:
-    """
-    One container, as it stood when it was asked for. Times are Unix seconds.
-
-    Attributes:
-        kind: "cold"; "snapshotting": it makes the snapshot; "restored" from one.
-        state: "booting", "template", "idle", "busy", "draining" or "exited".
-        inputs: Ids of the inputs that it is running.
-        launched_at: When the plane began to start it.
-        first_input_at: When it was given its first input.
-        returncode: As in `subprocess.Popen`: negative for a signal.
-    """
-
-    id: str
-    app: str
-    function: str
-    pid: int
-    kind: str
-    state: str
-    inputs: list[str]
-    launched_at: float
-    first_input_at: float | None
-    exited_at: float | None
-    returncode: int | None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it has not ended."""
-        return self.state != "exited"
-
-
-@attrs.frozen
-class LogLine:
-    """One line that a container wrote to "stdout" or "stderr"."""
-
-    index: int
-    container: str
-    stream: str
-    text: str
 
 
 @attrs.frozen
