@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,7 @@ class Launcher:
             function=function,
             kind=kind,
             directory=self.plane.runtime / "t" / identifier,
-            launched_at=time.time(),
+            launched_at=self.plane.clock.time(),
         )
         self.plane.containers[identifier] = container
         function.containers.append(container)
@@ -165,7 +164,7 @@ class Launcher:
                 container.on(Event.SNAPSHOT)
             else:  # a newer version came meanwhile
                 self.close_template(container)
-        self.plane.pulse.beat()
+        function.pulse.beat()
         scheduler.scale(function)
 
     async def _restore(self, container: Container, mounts: list[dict[str, Any]]) -> None:
@@ -235,11 +234,10 @@ class Launcher:
     async def _watch_start(self, container: Container) -> None:
         definition = container.function.definition
         limit_s = definition.startup_timeout_secs or definition.timeout_secs or DEFAULT_STARTUP_S
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            await self.plane.pulse.wait(deadline - time.monotonic())
-            if container.state is not State.BOOTING:
-                return
+        if await self.plane.clock.wait_until(
+            container.pulse, lambda: container.state is not State.BOOTING, limit_s
+        ):
+            return
         container.start_failure = api_pb2.GenericResult(
             status=api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT,
             exception=f"the container did not start within its startup timeout of {limit_s}s",
@@ -274,10 +272,9 @@ class Launcher:
 
     async def wait_exit(self, container: Container, timeout_s: float) -> bool:
         """Return whether *container* ends within *timeout_s*."""
-        deadline = time.monotonic() + timeout_s
-        while container.is_alive and time.monotonic() < deadline:
-            await self.plane.pulse.wait(deadline - time.monotonic())
-        return not container.is_alive
+        return await self.plane.clock.wait_until(
+            container.pulse, lambda: not container.is_alive, timeout_s
+        )
 
     def close_template(self, maker: Container) -> None:
         """End the process that holds a snapshot."""

@@ -18,10 +18,12 @@ from typing import Any, Literal
 import attrs
 from modal_proto import api_pb2
 
+from modalkit.local.clock import Clock
 from modalkit.local.image_commands import ImageFacts, parse
 from modalkit.local.processes import views_directory
 from modalkit.local.reports import LogLine
-from modalkit.local.state import App, Call, Container, Function, Input, Pulse
+from modalkit.local.state import App, Call, Container, Function, Input
+from modalkit.local.switches import Switches
 from modalkit.local.volumes import VolumeRegistry
 
 logger = logging.getLogger("modalkit.local")
@@ -30,6 +32,10 @@ Engine = Literal["inline", "fork"]
 
 ENVIRONMENT = "main"
 """The one environment; clients say "" and containers "main" for the same object."""
+
+
+def _switches(given: Switches | dict[str, str]) -> Switches:
+    return Switches(**given) if isinstance(given, dict) else given
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +53,14 @@ class Config:
     grace_s: float = 30.0
     python: str = sys.executable
     echo_logs: bool = False
+    switches: Switches = attrs.field(factory=Switches, converter=_switches)
+    """How the plane behaves where Modal's behaviour is unknown."""
+    background_commit_s: float = 5.0
+    """Seconds between background commits of a running container's Volumes; 0 for none."""
+    provides: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    """Distributions that base images bring which cannot be read."""
+    gpus: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    """Indices or UUIDs of this machine's GPUs that containers may use; none is visible else."""
 
 
 @attrs.frozen
@@ -64,7 +78,7 @@ class Plane:
 
     config: Config
     modal_version: str
-    pulse: Pulse = attrs.field(factory=Pulse)
+    clock: Clock = attrs.field(factory=Clock)
     apps: dict[str, App] = attrs.field(factory=dict)
     deployed: dict[str, str] = attrs.field(factory=dict)
     """App id by name."""
@@ -147,7 +161,7 @@ class Plane:
     def emit(self, app: App, **fields: Any) -> None:
         """Append one batch to the logs of *app*."""
         app.logs.append(api_pb2.TaskLogsBatch(entry_id=f"{len(app.logs) + 1}-0", **fields))
-        self.pulse.beat()
+        app.pulse.beat()
 
     def emit_output(self, container: Container, descriptor: int, text: str) -> None:
         """Append output of a container to the logs of its app."""

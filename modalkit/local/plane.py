@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import attrs
 
 from modalkit.errors import LocalPlaneError, PlaneStartError
-from modalkit.local import plane_process
+from modalkit.local import plane_process, switches
 from modalkit.local.reports import ContainerInfo, LogLine
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ class LocalPlane:
         snapshots: None for deployed apps only, as on Modal; True also under `run`; False never.
         strict_image: An import that the image's install steps do not cover fails, as it would on
             Modal; else it warns.
+        profile: How it behaves where Modal's behaviour is unknown: "lenient", "strict", a number
+            that seeds a draw, and changes such as "strict,same_input_twice=never"; see
+            `modalkit.local.switches`. Default: $MODALKIT_LOCAL_PROFILE, or "lenient".
+        background_commit_s: Seconds between background commits of Volumes; 0 for none. Modal says
+            "every few seconds".
+        provides: Distributions that base images bring which the plane cannot read.
+        gpus: Indices or UUIDs of the GPUs here that containers with a `gpu=` may use. Default:
+            none is visible.
         grace_s: Seconds between the interrupt and the kill of a preemption. Default: Modal's 30.
         python: Interpreter of the containers. Default: this one.
         env: Further environment variables for the `modal` commands that are started here.
@@ -72,15 +80,24 @@ class LocalPlane:
         engine: Literal["auto", "inline", "fork"] = "auto",
         snapshots: bool | None = None,
         strict_image: bool = False,
+        profile: str | int | None = None,
+        background_commit_s: float = 5.0,
+        provides: Sequence[str] = (),
+        gpus: Sequence[str | int] = (),
         grace_s: float = 30.0,
         python: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         echo_logs: bool = False,
     ) -> None:
         self._state = Path(state).absolute() if state is not None else None
+        named = os.environ.get("MODALKIT_LOCAL_PROFILE", "lenient")
         self._options: dict[str, Any] = {
             "snapshots": snapshots,
             "strict_image": strict_image,
+            "switches": attrs.asdict(switches.profile(str(named if profile is None else profile))),
+            "background_commit_s": background_commit_s,
+            "provides": list(provides),
+            "gpus": [str(gpu) for gpu in gpus],
             "grace_s": grace_s,
             "python": str(python or sys.executable),
             "echo_logs": echo_logs,

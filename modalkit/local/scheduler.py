@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import time
 from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2
@@ -52,6 +51,7 @@ class Scheduler:
         item = Input(new_id("in"), call, index, payload)
         self.plane.inputs[item.id] = item
         call.inputs.append(item)
+        call.unfinished += 1
         self.enqueue(item)
         return item
 
@@ -64,7 +64,7 @@ class Scheduler:
             return
         item.status, item.owner = Status.PENDING, None
         item.call.function.pending.append(item)
-        self.plane.pulse.beat()
+        item.call.function.pulse.beat()
         self.scale(item.call.function)
 
     async def take(self, container: Container, most: int) -> list[Input] | None:
@@ -73,18 +73,18 @@ class Scheduler:
         container.on(Event.ASKED)
         container.has_asked = True
         container.function.starts_failed = 0
-        self.plane.pulse.beat()
+        clock = self.plane.clock
         window_s = function.definition.autoscaler_settings.scaledown_window or DEFAULT_SCALEDOWN_S
-        idle_until = time.monotonic() + window_s
+        idle_until = clock.monotonic() + window_s
         while container.state is not State.DRAINING:
             if function.app.is_stopping:
                 container.on(Event.DRAINED)
             elif function.pending:
                 return self._assign(container, most)
             elif container.running or not self._is_spare(function):
-                await self.plane.pulse.wait(window_s)
-            elif (left_s := idle_until - time.monotonic()) > 0:
-                await self.plane.pulse.wait(left_s)
+                await clock.wait(function.pulse, window_s)
+            elif (left_s := idle_until - clock.monotonic()) > 0:
+                await clock.wait(function.pulse, left_s)
             else:
                 container.on(Event.DRAINED)
         return None
@@ -103,19 +103,23 @@ class Scheduler:
             item.deliveries += 1
             container.running[item.id] = item
             container.on(Event.ASSIGNED)
-            container.first_input_at = container.first_input_at or time.time()
-            self.plane.spawn(self._watch_timeout(item, container, item.deliveries))
+            container.first_input_at = container.first_input_at or self.plane.clock.time()
+            self._limit(item, container)
             taken.append(item)
-        self.plane.pulse.beat()
         return taken
 
-    async def _watch_timeout(self, item: Input, container: Container, delivery: int) -> None:
+    def _limit(self, item: Input, container: Container) -> None:
+        """End this attempt when it outlasts the function's timeout."""
         limit_s = container.function.definition.timeout_secs or DEFAULT_TIMEOUT_S
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            await self.plane.pulse.wait(deadline - time.monotonic())
-            if item.owner is not container or item.deliveries != delivery:
-                return
+        delivery = item.deliveries
+
+        def expire() -> None:
+            if item.owner is container and item.deliveries == delivery:
+                self.plane.spawn(self._time_out(item, container, limit_s))
+
+        item.timer = self.plane.clock.call_later(limit_s, expire)
+
+    async def _time_out(self, item: Input, container: Container, limit_s: int) -> None:
         result = Result(
             status=Result.GENERIC_STATUS_TIMEOUT,
             exception=f"Task's current input hit its timeout of {limit_s}s",
@@ -130,6 +134,8 @@ class Scheduler:
     def record(self, item: Input, container: Container, outcome: Outcome) -> None:
         """Take one output of an attempt; an attempt that lost its input is not heard."""
         container.running.pop(item.id, None)
+        if item.owner is container and item.timer is not None:
+            item.timer.cancel()
         if container.state is State.BUSY and not container.running:
             container.on(Event.EMPTIED)
             if container.function.definition.single_use_containers:
@@ -143,7 +149,6 @@ class Scheduler:
                 terminated=status == Result.GENERIC_STATUS_TERMINATED,
             )
             self._carry_out(verdict, item, container, outcome)
-        self.plane.pulse.beat()
 
     def _carry_out(
         self, verdict: state.Verdict, item: Input, container: Container, outcome: Outcome
@@ -166,7 +171,8 @@ class Scheduler:
             self.plane.spawn(self._enqueue_later(item, delay_s))
 
     async def _enqueue_later(self, item: Input, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
+        if delay_s:
+            await self.plane.clock.sleep(delay_s)
         if item.status is Status.WAITING:
             self.enqueue(item)
 
@@ -188,7 +194,8 @@ class Scheduler:
         )
         item.call.latest[item.index] = output
         item.call.outputs.append(output)
-        self.plane.pulse.beat()
+        item.call.unfinished -= 1
+        item.call.pulse.beat()
 
     def fail_pending(self, function: Function, result: Result) -> None:
         """Fail everything that waits for *function*."""
@@ -209,6 +216,7 @@ class Scheduler:
             self.finish(item, Outcome(result), owner)
             if owner is not None and owner.is_alive:
                 owner.cancelled.append(item.id)
+                owner.pulse.beat()
                 if kill_containers:
                     self.launcher.send(owner, signal.SIGINT)
 
@@ -279,7 +287,7 @@ class Scheduler:
         was_wanted = container.state is not State.DRAINING
         if container.is_alive:
             container.on(Event.EXITED)
-        container.exited_at = time.time()
+        container.exited_at = self.plane.clock.time()
         function.containers.remove(container)
         if function.snapshot_maker is container:
             function.snapshot_maker = None
@@ -291,7 +299,7 @@ class Scheduler:
             self.plane.spawn(self._enqueue_later(item, delay_s))
         if was_wanted and not container.has_asked:
             self._count_failed_start(container)
-        self.plane.pulse.beat()
+        function.pulse.beat()
         self.scale(function)
 
     def _lose(self, item: Input, container: Container) -> None:
@@ -323,7 +331,6 @@ class Scheduler:
         """Give *container* nothing more; it ends when it has finished what it has."""
         if container.state in (State.BOOTING, State.IDLE, State.BUSY):
             container.on(Event.DRAINED)
-            self.plane.pulse.beat()
 
     async def preempt(self, container: Container, grace_s: float) -> None:
         """Interrupt, wait, kill; the same input goes to a new container, no retry is used."""
@@ -343,11 +350,17 @@ class Scheduler:
         function.starts_failed = 0
 
     async def _close_when_childless(self, maker: Container) -> None:
-        while any(
-            c.template is maker.template for c in maker.function.containers if c is not maker
-        ):
-            await self.plane.pulse.wait(1.0)
+        await self._childless(maker)
         self.launcher.close_template(maker)
+
+    async def _childless(self, maker: Container) -> None:
+        function = maker.function
+        await self.plane.clock.wait_until(
+            function.pulse,
+            lambda: all(
+                c is maker or c.template is not maker.template for c in function.containers
+            ),
+        )
 
     # ------------------------------------------------------------------ apps
 
@@ -378,12 +391,7 @@ class Scheduler:
 
     async def _stop_container(self, container: Container) -> None:
         if container.holds_snapshot:
-            while any(
-                c.template is container.template
-                for c in container.function.containers
-                if c is not container
-            ):
-                await self.plane.pulse.wait(1.0)
+            await self._childless(container)
             self.launcher.close_template(container)
             await self.launcher.wait_exit(container, STOP_GRACE_S)
             return

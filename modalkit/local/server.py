@@ -151,8 +151,8 @@ async def _reap_silent_clients(plane: Any, scheduler: Any) -> None:
     from modal_proto import api_pb2
 
     while True:
-        await asyncio.sleep(IDLE_CLIENT_S / 4)
-        now = asyncio.get_running_loop().time()
+        await plane.clock.sleep(IDLE_CLIENT_S / 4)
+        now = plane.clock.monotonic()
         for app in list(plane.apps.values()):
             is_silent = now - app.last_seen > IDLE_CLIENT_S
             if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL and not app.is_stopping:

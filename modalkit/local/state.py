@@ -1,14 +1,13 @@
 """
 What the plane knows: apps, functions, calls, inputs and containers, and how they may change.
 
-Pure: no clock, no process, no socket, no asyncio but the one `Pulse` that wakes waiters.
+Pure: no clock, no process, no socket; each thing has a `Pulse` that wakes who waits for it.
 Rule 1: a container changes state by `Container.on(event)` and the table below; the rest raises.
 Rule 2: what becomes of an input when an attempt ends is decided by `after_output` and `after_loss`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import itertools
 import secrets
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from modalkit.local.clock import Pulse, Timer
 from modalkit.local.processes import descendants
 
 if TYPE_CHECKING:
@@ -41,25 +41,6 @@ MAX_RETRY_DELAY_S = 60.0
 def new_id(prefix: str) -> str:
     """Return a new identifier such as `ta-3f9a1c000017`, unique over restarts of the plane."""
     return f"{prefix}-{_generation}{next(_counter):06d}"
-
-
-class Pulse:
-    """Wake every waiter at each change; they look for themselves whether it concerned them."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def beat(self) -> None:
-        """Wake all waiters once."""
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self, timeout_s: float) -> None:
-        """Return at the next beat, or after *timeout_s*."""
-        try:
-            await asyncio.wait_for(self._event.wait(), max(0.0, timeout_s))
-        except TimeoutError:
-            return
 
 
 class State(enum.Enum):
@@ -133,6 +114,8 @@ class App:
     is_done: bool = False
     last_seen: float = 0.0
     """Monotonic time of the client's last sign of life."""
+    pulse: Pulse = attrs.field(factory=Pulse)
+    """Beats at each log line and change of state."""
 
 
 @attrs.define(eq=False)
@@ -153,6 +136,8 @@ class Function:
     snapshot_maker: Container | None = None
     """The container that is making this version's snapshot, or holds it."""
     can_fork: bool = True
+    pulse: Pulse = attrs.field(factory=Pulse)
+    """Beats when inputs wait, and when containers come, change state or go."""
 
     @property
     def live(self) -> list[Container]:
@@ -177,6 +162,10 @@ class Call:
     )  # api_pb2.FunctionGetOutputsItem, in order of completion
     latest: dict[int, Any] = attrs.field(factory=dict)  # by input index
     data_out: list[Any] = attrs.field(factory=list)  # api_pb2.DataChunk of a generator
+    unfinished: int = 0
+    """Inputs that have no final output yet."""
+    pulse: Pulse = attrs.field(factory=Pulse)
+    """Beats at each output."""
 
 
 @attrs.define(eq=False)
@@ -193,6 +182,8 @@ class Input:
     retries: int = 0
     losses: int = 0
     deliveries: int = 0
+    timer: Timer | None = None
+    """Ends the present attempt when it takes too long."""
 
 
 @attrs.define(eq=False)
@@ -223,8 +214,11 @@ class Container:
     returncode: int | None = None
     start_failure: Any = None  # api_pb2.GenericResult
     cancelled: deque[str] = attrs.field(factory=deque)
+    """Inputs to be cancelled, which its next heartbeat tells it."""
     last_words: deque[str] = attrs.field(factory=lambda: deque(maxlen=3))
     """The end of its stderr, for the error that its callers get."""
+    pulse: Pulse = attrs.field(factory=Pulse)
+    """Beats when it changes state, and when an input of its is cancelled."""
 
     def on(self, event: Event) -> None:
         """Change state by the table, or raise IllegalTransitionError and change nothing."""
@@ -233,7 +227,10 @@ class Container:
             raise IllegalTransitionError(
                 f"container {self.id} is {self.state.value} and cannot be one that {event.value}"
             )
-        self.state = target
+        changed, self.state = self.state is not target, target
+        if changed:
+            self.pulse.beat()
+            self.function.pulse.beat()
 
     @property
     def is_alive(self) -> bool:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,11 +53,11 @@ class AppService:
         if app_id not in self._plane.apps:
             raise not_found(f"no app {app_id}")
         app = self._plane.apps[app_id]
-        app.last_seen = time.monotonic()
+        app.last_seen = self._plane.clock.monotonic()
         return app
 
     def _create(self, name: str, app_state: int) -> App:
-        app = App(new_id("ap"), name, app_state, last_seen=time.monotonic())
+        app = App(new_id("ap"), name, app_state, last_seen=self._plane.clock.monotonic())
         self._plane.apps[app.id] = app
         return app
 
@@ -108,7 +107,7 @@ class AppService:
             if function.app is app:  # variants too
                 self._scheduler.scale(function)
         return api_pb2.AppPublishResponse(
-            url=f"local plane, app {app.name or app.id}", deployed_at=time.time()
+            url=f"local plane, app {app.name or app.id}", deployed_at=self._plane.clock.time()
         )
 
     async def AppClientDisconnect(self, request: api_pb2.AppClientDisconnectRequest) -> Empty:
@@ -128,7 +127,8 @@ class AppService:
     ) -> AsyncIterator[api_pb2.TaskLogsBatch]:
         app = self._app(request.app_id)
         position = int(request.last_entry_id.partition("-")[0] or 0)
-        deadline = time.monotonic() + request.timeout
+        clock = self._plane.clock
+        deadline = clock.monotonic() + request.timeout
         is_broken = True
         app.open_streams += 1
         try:
@@ -136,22 +136,20 @@ class AppService:
                 while position < len(app.logs):
                     position += 1
                     yield app.logs[position - 1]
-                if app.is_done or time.monotonic() >= deadline:
+                if app.is_done or clock.monotonic() >= deadline:
                     is_broken = False
                     return
-                await self._plane.pulse.wait(deadline - time.monotonic())
+                await clock.wait(app.pulse, deadline - clock.monotonic())
         finally:
             app.open_streams -= 1
-            app.last_seen = time.monotonic()
+            app.last_seen = clock.monotonic()
             if is_broken and not app.is_stopping:
                 self._plane.spawn(self._reap_if_silent(app, LOST_CLIENT_S))
 
     async def _reap_if_silent(self, app: App, patience_s: float) -> None:
         """Stop an ephemeral app whose client broke off and gives no other sign of life."""
-        broke_at = time.monotonic()
-        deadline = broke_at + patience_s
-        while time.monotonic() < deadline:
-            await self._plane.pulse.wait(deadline - time.monotonic())
+        broke_at = self._plane.clock.monotonic()
+        await self._plane.clock.sleep(patience_s)
         is_silent = app.last_seen <= broke_at and not app.open_streams
         if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL:
             await self._scheduler.stop_app(app)

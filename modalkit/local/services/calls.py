@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2
 
-from modalkit.local.state import Call, Input, Status, new_id
+from modalkit.local.state import Call, Input, new_id
 from modalkit.local.wire import encode_token, not_found
 
 if TYPE_CHECKING:
@@ -67,22 +66,21 @@ class CallService:
         self, request: api_pb2.FunctionGetOutputsRequest
     ) -> api_pb2.FunctionGetOutputsResponse:
         call = self._call(request.function_call_id)
-        deadline = time.monotonic() + request.timeout
         position = int(request.last_entry_id.partition("-")[0] or 0)
-        while True:
-            if request.HasField("start_idx"):
-                wanted = range(request.start_idx, request.end_idx + 1)
-                outputs = [call.latest[index] for index in wanted if index in call.latest]
-            else:
-                outputs = call.outputs[position:]
-            if outputs or time.monotonic() >= deadline:
-                break
-            await self._plane.pulse.wait(deadline - time.monotonic())
+
+        def outputs() -> list[api_pb2.FunctionGetOutputsItem]:
+            if not request.HasField("start_idx"):
+                return call.outputs[position:]
+            wanted = range(request.start_idx, request.end_idx + 1)
+            return [call.latest[index] for index in wanted if index in call.latest]
+
+        await self._plane.clock.wait_until(call.pulse, lambda: bool(outputs()), request.timeout)
+        found = outputs()
         return api_pb2.FunctionGetOutputsResponse(
-            outputs=outputs,
-            idxs=[output.idx for output in outputs],
+            outputs=found,
+            idxs=[output.idx for output in found],
             last_entry_id=f"{len(call.outputs)}-0",
-            num_unfinished_inputs=sum(item.status is not Status.DONE for item in call.inputs),
+            num_unfinished_inputs=call.unfinished,
         )
 
     async def FunctionCallCancel(self, request: api_pb2.FunctionCallCancelRequest) -> Empty:
@@ -99,8 +97,9 @@ class CallService:
         )
 
     async def FunctionCallPutDataOut(self, request: api_pb2.FunctionCallPutDataRequest) -> Empty:
-        self._call(request.function_call_id).data_out.extend(request.data_chunks)
-        self._plane.pulse.beat()
+        call = self._call(request.function_call_id)
+        call.data_out.extend(request.data_chunks)
+        call.pulse.beat()
         return Empty()
 
     async def FunctionCallGetDataOut(
@@ -112,9 +111,9 @@ class CallService:
             while position < len(call.data_out):
                 position += 1
                 yield call.data_out[position - 1]
-            if all(item.status is Status.DONE for item in call.inputs):
+            if not call.unfinished:
                 return
-            await self._plane.pulse.wait(10.0)
+            await self._plane.clock.wait(call.pulse, float("inf"))
 
 
 def _receipt(item: Input) -> api_pb2.FunctionPutInputsResponseItem:

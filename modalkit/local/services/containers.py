@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
@@ -34,10 +33,10 @@ class ContainerService:
     async def ContainerHeartbeat(
         self, _request: api_pb2.ContainerHeartbeatRequest
     ) -> api_pb2.ContainerHeartbeatResponse:
-        deadline = time.monotonic() + HEARTBEAT_HOLD_S
-        while not self._caller.cancelled and time.monotonic() < deadline:
-            await self._plane.pulse.wait(deadline - time.monotonic())
-        if not self._caller.cancelled:
+        caller = self._caller
+        if not await self._plane.clock.wait_until(
+            caller.pulse, lambda: bool(caller.cancelled), HEARTBEAT_HOLD_S
+        ):
             return api_pb2.ContainerHeartbeatResponse()
         cancelled = [self._caller.cancelled.popleft() for _ in range(len(self._caller.cancelled))]
         return api_pb2.ContainerHeartbeatResponse(
