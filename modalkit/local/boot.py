@@ -36,6 +36,8 @@ from typing import Any, Final
 
 ENTRYPOINT: Final = "modal._container_entrypoint"
 EXIT_CONFIG: Final = 78  # EX_CONFIG of <sysexits.h>
+LEFT: Final = "left-orderly"
+"""Made in a container's directory when its program comes to its end by itself."""
 PR_SET_PDEATHSIG: Final = 1
 PROBE: Final = "--probe"
 PROBE_TIMEOUT_S: Final = 20.0
@@ -82,6 +84,7 @@ def main(spec_path: str) -> None:
     sys.argv = [module]
     with _fork_server(spec["fork_socket"]):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+    Path(spec["scratch"], LEFT).touch()
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -24,21 +24,23 @@ from grpclib.server import Server
 from modal_proto import api_pb2
 
 from modalkit.errors import ForkRefusedError, LocalPlaneError, PrivateMountsError, SnapshotGoneError
-from modalkit.local.boot import mounts_available
+from modalkit.local.boot import LEFT, mounts_available
 from modalkit.local.container_files import ContainerFiles
 from modalkit.local.fork_template import ForkTemplate
-from modalkit.local.processes import descendants
+from modalkit.local.processes import descendants, memory_bytes
 from modalkit.local.state import Container, Event, Function, State, new_id
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
-    from modalkit.local.scheduler import Scheduler
+    from modalkit.local.fleet import Fleet
 
 logger = logging.getLogger("modalkit.local")
 
 BOOT = Path(__file__).with_name("boot.py")
 DEFAULT_STARTUP_S = 300
 """Modal's: `startup_timeout` defaults to `timeout`, which defaults to this."""
+MEMORY_POLL_S = 0.25
+"""Between two looks at the memory of a container that has a limit."""
 STREAMS = (
     ("stdout", api_pb2.FILE_DESCRIPTOR_STDOUT),
     ("stderr", api_pb2.FILE_DESCRIPTOR_STDERR),
@@ -68,7 +70,7 @@ class Launcher:
         function.containers.append(container)
         return container
 
-    async def run(self, container: Container, scheduler: Scheduler) -> None:
+    async def run(self, container: Container, fleet: Fleet) -> None:
         """Run *container* from its first file to its last process."""
         await self._require_mounts(container)
         server: Server | None = None
@@ -79,11 +81,13 @@ class Launcher:
             server = Server([self._make_servicer(container)])
             await server.start(path=str(container.directory / "plane.sock"))
             watch = self.plane.spawn(self._watch_start(container))
+            self._watch_memory(container)
             if container.kind == "restored":
                 await self._restore(container, mounts)
             else:
-                await self._start(container, mounts, scheduler)
+                await self._start(container, mounts, fleet)
             watch.cancel()
+            container.left_orderly = (container.directory / LEFT).exists()
         finally:
             if container.returncode is None:
                 self.send(container, signal.SIGKILL)
@@ -106,7 +110,7 @@ class Launcher:
     # ------------------------------------------------------------------ start
 
     async def _start(
-        self, container: Container, mounts: list[dict[str, Any]], scheduler: Scheduler
+        self, container: Container, mounts: list[dict[str, Any]], fleet: Fleet
     ) -> None:
         facts = self.plane.image_facts(container.function.definition.image_id)
         fork_socket = None
@@ -140,13 +144,13 @@ class Launcher:
         self._kill_if_doomed(container)
         logger.info("container %s: %s start, pid %s", container.id, container.kind, process.pid)
         if container.template is not None:
-            self.plane.spawn(self._await_snapshot(container, container.template, scheduler))
+            self.plane.spawn(self._await_snapshot(container, container.template, fleet))
         pumps = await self._start_pumps(container, pipes)
         container.returncode = await process.wait()
         await self._last_output(container, pumps)
 
     async def _await_snapshot(
-        self, container: Container, template: ForkTemplate, scheduler: Scheduler
+        self, container: Container, template: ForkTemplate, fleet: Fleet
     ) -> None:
         """Serve from the snapshot once it is there; if it cannot be forked, its maker serves."""
         function = container.function
@@ -155,8 +159,9 @@ class Launcher:
         except ForkRefusedError as refusal:
             self.plane.say_once(container, f"modalkit: no restore by fork: {refusal}")
             container.holds_snapshot, container.template = False, None
-            if function.snapshot_maker is container:
-                function.snapshot_maker, function.can_fork = None, False
+            if container in function.snapshot_makers:
+                function.snapshot_makers.remove(container)
+                function.can_fork = False
         except LocalPlaneError:
             return  # it ended before the snapshot was there
         else:
@@ -165,13 +170,12 @@ class Launcher:
             else:  # a newer version came meanwhile
                 self.close_template(container)
         function.pulse.beat()
-        scheduler.scale(function)
+        fleet.scale(function)
 
     async def _restore(self, container: Container, mounts: list[dict[str, Any]]) -> None:
-        maker = container.function.snapshot_maker
+        maker = container.maker
         if maker is None or maker.template is None:
             raise SnapshotGoneError("the snapshot went away before a container was restored")
-        container.template = maker.template
         environment = self._files.environment(
             container, self.plane.image_facts(container.function.definition.image_id)
         )
@@ -263,6 +267,33 @@ class Launcher:
     def _kill_if_doomed(self, container: Container) -> None:
         if container.is_doomed:
             self.send(container, signal.SIGKILL)
+
+    def interrupt(self, container: Container, *, everyone: bool) -> None:
+        """Send SIGINT to the main process, or to every process of the container."""
+        others = container.pids()[1:] if everyone else []
+        self.send(container, signal.SIGINT)
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+
+    def _watch_memory(self, container: Container) -> None:
+        """Kill the container when it holds more than its memory limit, as the kernel does there."""
+        limit_mib = container.function.definition.resources.memory_mb_max
+        if not limit_mib:
+            return
+
+        async def watch() -> None:
+            while container.is_alive:
+                used_bytes = await asyncio.to_thread(memory_bytes, container.pids())
+                if used_bytes > limit_mib << 20:
+                    used = f"it held {used_bytes >> 20} MiB, its memory limit is {limit_mib} MiB"
+                    container.end_cause = f"was killed, out of memory: {used}"
+                    self.plane.tell(container.function.app, f"{container.id} {container.end_cause}")
+                    self.send(container, signal.SIGKILL)
+                    return
+                await asyncio.sleep(MEMORY_POLL_S)
+
+        self.plane.spawn(watch())
 
     async def interrupt_then_kill(self, container: Container, grace_s: float) -> None:
         """Send SIGINT, and SIGKILL if the container has not ended *grace_s* seconds later."""

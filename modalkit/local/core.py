@@ -59,6 +59,8 @@ class Config:
     """Seconds between background commits of a running container's Volumes; 0 for none."""
     provides: tuple[str, ...] = attrs.field(default=(), converter=tuple)
     """Distributions that base images bring which cannot be read."""
+    heartbeat_timeout_s: float = 300.0
+    """Silence after which a container is taken for dead; Modal's limit is not public."""
     gpus: tuple[str, ...] = attrs.field(default=(), converter=tuple)
     """Indices or UUIDs of this machine's GPUs that containers may use; none is visible else."""
 
@@ -172,6 +174,16 @@ class Plane:
             function_id=container.function.id,
             items=[item],
         )
+
+    def tell(self, app: App, line: str) -> None:
+        """Show a line of the plane's own in the logs of *app*."""
+        item = api_pb2.TaskLogs(
+            data=f"modalkit: {line}\n",
+            file_descriptor=api_pb2.FILE_DESCRIPTOR_STDERR,
+            timestamp=self.clock.time(),
+        )
+        self.emit(app, items=[item])
+        self.log_lines.append(LogLine(len(self.log_lines), "", "stderr", f"modalkit: {line}"))
 
     def say_once(self, container: Container, line: str) -> None:
         """Show *line* in the app's logs, for the first container that it is true of."""

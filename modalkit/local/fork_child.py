@@ -31,12 +31,14 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from . import _private, mounts
-from .boot import die_with_parent
+from .boot import LEFT, die_with_parent
 
 OMP_PAUSE_HARD: Final = 2
 EXIT_CONFIG: Final = 78  # EX_CONFIG of <sysexits.h>
 
 _is_child = False
+_directory = Path()
+"""Of a child's own files, on the plane's side of things."""
 
 
 class Order(TypedDict):
@@ -97,6 +99,8 @@ def leave() -> None:
     elif error is not None:
         traceback.print_exception(error)
         code = 1
+    else:
+        (_directory / LEFT).touch()
     # As the interpreter and multiprocessing's children do: thread pools are told to end, then all
     # threads but daemons are joined. Like there, an interrupt ends the wait.
     with contextlib.suppress(KeyboardInterrupt):
@@ -216,6 +220,7 @@ def _become(order: Order, descriptors: list[int], template: int, directory: Path
     for descriptor, standard in zip(descriptors, (1, 2), strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
+    global _directory  # noqa: PLW0603 - a fact about this process
     try:
         os.environ.clear()
         os.environ.update(order["env"])
@@ -224,6 +229,7 @@ def _become(order: Order, descriptors: list[int], template: int, directory: Path
         die_with_parent(template)
         state = Path(os.environ["MODAL_RESTORE_STATE_PATH"])
         state.write_text(json.dumps(order["state"]))
+        _directory = state.parent
         # The directory of the code is /root in every container on Modal; here each has its own,
         # and relative files of one must not be another's.
         own = state.parent / directory.name

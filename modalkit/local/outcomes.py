@@ -23,6 +23,14 @@ def start_failure(text: str) -> api_pb2.GenericResult:
     )
 
 
+def cancelled() -> api_pb2.GenericResult:
+    """Return what the callers of a cancelled call are told."""
+    return api_pb2.GenericResult(
+        status=api_pb2.GenericResult.GENERIC_STATUS_TERMINATED,
+        exception="Function call was cancelled",
+    )
+
+
 def stopped() -> api_pb2.GenericResult:
     """Return what the callers of a stopped app are told."""
     return api_pb2.GenericResult(

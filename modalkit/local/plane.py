@@ -65,6 +65,8 @@ class LocalPlane:
         gpus: Indices or UUIDs of the GPUs here that containers with a `gpu=` may use. Default:
             none is visible.
         grace_s: Seconds between the interrupt and the kill of a preemption. Default: Modal's 30.
+        heartbeat_timeout_s: Seconds of silence after which a container is taken for dead. Modal's
+            limit is not public.
         python: Interpreter of the containers. Default: this one.
         env: Further environment variables for the `modal` commands that are started here.
         echo_logs: Copy all container output to this process's stderr.
@@ -85,6 +87,7 @@ class LocalPlane:
         provides: Sequence[str] = (),
         gpus: Sequence[str | int] = (),
         grace_s: float = 30.0,
+        heartbeat_timeout_s: float = 300.0,
         python: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         echo_logs: bool = False,
@@ -99,6 +102,7 @@ class LocalPlane:
             "provides": list(provides),
             "gpus": [str(gpu) for gpu in gpus],
             "grace_s": grace_s,
+            "heartbeat_timeout_s": heartbeat_timeout_s,
             "python": str(python or sys.executable),
             "echo_logs": echo_logs,
         }

@@ -1,23 +1,24 @@
 """
-Who runs what: inputs are queued, containers are asked for, results are recorded, apps are stopped.
+Who runs what: inputs are queued and given out, results are recorded, apps are stopped.
 
-Decisions come from `state`; effects (processes, signals) go through the `Launcher`.
+Decisions come from `state`, containers from the `Fleet`, effects (processes, signals) go through
+the `Launcher`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2
 
-from modalkit.errors import PrivateMountsError, SnapshotGoneError
 from modalkit.local import state
-from modalkit.local.core import default_max_containers
-from modalkit.local.outcomes import Outcome, start_failure, stopped
+from modalkit.local.fleet import Fleet
+from modalkit.local.outcomes import Outcome, cancelled, stopped
 from modalkit.local.state import App, Call, Container, Event, Function, Input, State, Status, new_id
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class Scheduler:
     def __init__(self, plane: Plane, launcher: Launcher) -> None:
         self.plane = plane
         self.launcher = launcher
+        self.fleet = Fleet(
+            plane,
+            launcher,
+            lose=self._lose,
+            owed=self._enqueue_later,
+            fail=self.fail_pending,
+            crash=lambda app: plane.spawn(self.stop_app(app)),
+        )
 
     # ------------------------------------------------------------------ inputs in
 
@@ -65,23 +74,31 @@ class Scheduler:
         item.status, item.owner = Status.PENDING, None
         item.call.function.pending.append(item)
         item.call.function.pulse.beat()
-        self.scale(item.call.function)
+        self.fleet.scale(item.call.function)
 
-    async def take(self, container: Container, most: int) -> list[Input] | None:
-        """Return up to *most* inputs for *container*, or None when it shall end."""
-        function = container.function
+    async def take(self, container: Container, most: int, linger_s: float) -> list[Input] | None:
+        """
+        Return up to *most* inputs for *container*, or None when it shall end.
+
+        Args:
+            container: Who asks.
+            most: 1, or the size of a batch.
+            linger_s: How long a batch that is not full waits for more.
+        """
+        function, clock = container.function, self.plane.clock
         container.on(Event.ASKED)
         container.has_asked = True
-        container.function.starts_failed = 0
-        clock = self.plane.clock
+        function.starts_failed = 0
         window_s = function.definition.autoscaler_settings.scaledown_window or DEFAULT_SCALEDOWN_S
         idle_until = clock.monotonic() + window_s
         while container.state is not State.DRAINING:
             if function.app.is_stopping:
                 container.on(Event.DRAINED)
             elif function.pending:
-                return self._assign(container, most)
-            elif container.running or not self._is_spare(function):
+                await self._linger(container, most, linger_s)
+                if taken := self._assign(container, most):
+                    return taken
+            elif container.running or not self.fleet.is_spare(function):
                 await clock.wait(function.pulse, window_s)
             elif (left_s := idle_until - clock.monotonic()) > 0:
                 await clock.wait(function.pulse, left_s)
@@ -89,17 +106,25 @@ class Scheduler:
                 container.on(Event.DRAINED)
         return None
 
-    def _is_spare(self, function: Function) -> bool:
-        return len(function.live) > self._warm_containers(function)
+    async def _linger(self, container: Container, most: int, linger_s: float) -> None:
+        """Wait for a full batch; others may take what waits meanwhile."""
+        function = container.function
+        await self.plane.clock.wait_until(
+            function.pulse,
+            lambda: not 0 < len(function.pending) < most or container.state is State.DRAINING,
+            linger_s,
+        )
 
     def _assign(self, container: Container, most: int) -> list[Input]:
         taken: list[Input] = []
         pending = container.function.pending
+        if container.state is State.DRAINING or container.function.app.is_stopping:
+            return []
         while pending and len(taken) < most:
             if taken and pending[0].payload.method_name != taken[0].payload.method_name:
                 break
             item = pending.popleft()
-            item.status, item.owner = Status.RUNNING, container
+            item.status, item.owner, item.last_owner = Status.RUNNING, container, container
             item.deliveries += 1
             container.running[item.id] = item
             container.on(Event.ASSIGNED)
@@ -125,7 +150,7 @@ class Scheduler:
             exception=f"Task's current input hit its timeout of {limit_s}s",
         )
         container.is_timed_out = True
-        self.drain(container)
+        self.fleet.drain(container)
         self.record(item, container, Outcome(result))
         await self.launcher.interrupt_then_kill(container, LAST_WORDS_S)
 
@@ -145,6 +170,7 @@ class Scheduler:
             verdict = state.after_output(
                 item,
                 container,
+                self.plane.config.switches,
                 failed=status in (Result.GENERIC_STATUS_FAILURE, Result.GENERIC_STATUS_TIMEOUT),
                 terminated=status == Result.GENERIC_STATUS_TERMINATED,
             )
@@ -155,33 +181,64 @@ class Scheduler:
     ) -> None:
         match verdict:
             case state.Requeue():
-                self._run_again(item, container, 0.0)
+                self._run_again(item, 0.0)
             case state.Retry(delay_s):
                 item.retries += 1
-                self._run_again(item, container, delay_s)
+                self._run_again(item, delay_s)
             case state.Finish():
                 self.finish(item, outcome, container)
 
-    def _run_again(self, item: Input, container: Container, delay_s: float) -> None:
+    def _run_again(self, item: Input, delay_s: float) -> None:
         item.status, item.owner = Status.WAITING, None
-        if container.is_alive and (container.is_preempted or container.is_timed_out):
+        last = item.last_owner
+        is_leaving = last is not None and last.is_alive and (last.is_preempted or last.is_timed_out)
+        if is_leaving and self.plane.config.switches.same_input_twice == "never":
             # It may still be saving: the next attempt must find what it saved.
-            container.owed.append((item, delay_s))
+            assert last is not None
+            last.owed.append((item, delay_s))
         else:
-            self.plane.spawn(self._enqueue_later(item, delay_s))
+            self._enqueue_later(item, delay_s)
 
-    async def _enqueue_later(self, item: Input, delay_s: float) -> None:
-        if delay_s:
-            await self.plane.clock.sleep(delay_s)
+    def _enqueue_later(self, item: Input, delay_s: float) -> None:
+        self.plane.clock.call_later(delay_s, lambda: self._enqueue_waiting(item))
+
+    def _enqueue_waiting(self, item: Input) -> None:
         if item.status is Status.WAITING:
             self.enqueue(item)
+
+    def _lose(self, item: Input, container: Container) -> None:
+        verdict = state.after_loss(item, container, self.plane.config.switches)
+        cause = container.end_cause or f"ended with code {container.returncode}"
+        result = container.start_failure or Result(
+            status=Result.GENERIC_STATUS_INTERNAL_FAILURE,
+            exception=f"container {container.id} {cause} while it had this input",
+        )
+        self._carry_out(verdict, item, container, Outcome(result))
+
+    def retry(self, item: Input, payload: api_pb2.FunctionInput, count: int) -> None:
+        """
+        Run a finished input again, as a client asks that waits between retries itself.
+
+        Args:
+            item: The input.
+            payload: What the client sends this time.
+            count: The client's number of this retry; 0 where it does not count.
+        """
+        item.call.latest.pop(item.index, None)
+        item.call.unfinished += 1
+        item.payload.CopyFrom(payload)
+        item.retries = count or item.retries + 1
+        item.call.closed_at = None
+        self._run_again(item, 0.0)
 
     def finish(self, item: Input, outcome: Outcome, container: Container | None = None) -> None:
         """Close *item* with *outcome*."""
         if item.status is Status.DONE:
             return
         item.status, item.owner = Status.DONE, None
-        # `.map()` drops an output whose retry_count is not its own; retries here are the plane's.
+        if item.timer is not None:
+            item.timer.cancel()
+        call = item.call
         output = api_pb2.FunctionGetOutputsItem(
             result=outcome.result,
             idx=item.index,
@@ -190,177 +247,48 @@ class Scheduler:
             task_id=container.id if container else "",
             input_started_at=outcome.started_at,
             output_created_at=outcome.created_at,
-            retry_count=0,
+            # `.map()` drops an output whose count is not its own, and it counts its own retries.
+            retry_count=item.retries if call.retried_by_client else 0,
         )
-        item.call.latest[item.index] = output
-        item.call.outputs.append(output)
-        item.call.unfinished -= 1
-        item.call.pulse.beat()
+        call.latest[item.index] = output
+        call.outputs.append(output)
+        call.unfinished -= 1
+        if not call.unfinished:
+            call.closed_at = self.plane.clock.monotonic()
+        call.pulse.beat()
 
     def fail_pending(self, function: Function, result: Result) -> None:
         """Fail everything that waits for *function*."""
         while function.pending:
             self.finish(function.pending.popleft(), Outcome(result))
 
-    def cancel(self, call: Call, *, kill_containers: bool) -> None:
+    def cancel(self, call: Call, *, kill_containers: bool, result: Result | None = None) -> None:
         """Cancel what is unfinished of *call*."""
-        result = Result(
-            status=Result.GENERIC_STATUS_TERMINATED, exception="Function call was cancelled"
-        )
+        function = call.function
+        function.pending = deque(item for item in function.pending if item.call is not call)
+        told: set[str] = set()
         for item in call.inputs:
             owner = item.owner
             if item.status is Status.DONE:
                 continue
-            with contextlib.suppress(ValueError):
-                call.function.pending.remove(item)
-            self.finish(item, Outcome(result), owner)
-            if owner is not None and owner.is_alive:
-                owner.cancelled.append(item.id)
-                owner.pulse.beat()
-                if kill_containers:
-                    self.launcher.send(owner, signal.SIGINT)
-
-    # ------------------------------------------------------------------ containers
-
-    def scale(self, function: Function) -> None:
-        """Launch what is needed for the inputs that wait."""
-        if function.app.is_stopping or self.plane.is_closing:
-            return
-        definition, live = function.definition, function.live
-        settings = definition.autoscaler_settings
-        # Limits are locks to their users: what saves its last words still counts.
-        leaving = sum(
-            c.is_alive and (c.is_preempted or c.is_timed_out) for c in function.containers
-        )
-        per = max(
-            1,
-            definition.target_concurrent_inputs
-            or definition.max_concurrent_inputs
-            or definition.batch_max_size,
-        )
-        free = sum(max(0, per - len(container.running)) for container in live)
-        most = (settings.max_containers or default_max_containers()) - leaving
-        missing = -(-(len(function.pending) - free) // per)
-        wanted = max(missing, self._warm_containers(function) - len(live))
-        for _ in range(min(wanted, most - len(live))):
-            if not self._launch_one(function):
-                return
-
-    def _warm_containers(self, function: Function) -> int:
-        is_published = function.id in function.app.function_ids.values()
-        if function.starts_failed >= state.MAX_STARTS_FAILED:
-            return 0  # it would fail again, without end
-        return int(function.definition.autoscaler_settings.min_containers) if is_published else 0
-
-    def _launch_one(self, function: Function) -> bool:
-        """Launch one container, or return False when a snapshot has to be ready first."""
-        kind = "cold"
-        if self.plane.takes_snapshots(function):
-            maker = function.snapshot_maker
-            forks = self.plane.config.engine == "fork" and function.can_fork
-            if forks and maker is not None and not _can_restore(maker):
-                return False
-            kind = "restored" if forks and maker is not None else "snapshotting"
-        container = self.launcher.new_container(function, kind)
-        if kind == "snapshotting" and self.plane.config.engine == "fork" and function.can_fork:
-            container.holds_snapshot = True
-            function.snapshot_maker = container
-        self.plane.spawn(self._run(container))
-        return True
-
-    async def _run(self, container: Container) -> None:
-        """Launch *container*, stay with it to its end, and pick up what it leaves."""
-        try:
-            await self.launcher.run(container, self)
-        except SnapshotGoneError as loss:
-            logger.info("container %s: %s", container.id, loss)  # the next one makes a new snapshot
-        except PrivateMountsError as refusal:
-            container.start_failure = start_failure(str(refusal))
-        except Exception as error:
-            logger.exception("container %s could not be started", container.id)
-            container.start_failure = start_failure(f"the local plane could not start it: {error}")
-        self._bury(container)
-        await asyncio.to_thread(self.launcher.clean_up, container)
-
-    def _bury(self, container: Container) -> None:
-        function = container.function
-        was_wanted = container.state is not State.DRAINING
-        if container.is_alive:
-            container.on(Event.EXITED)
-        container.exited_at = self.plane.clock.time()
-        function.containers.remove(container)
-        if function.snapshot_maker is container:
-            function.snapshot_maker = None
-        lost, container.running = list(container.running.values()), {}
-        for item in lost:
-            if item.owner is container:
-                self._lose(item, container)
-        for item, delay_s in container.owed:
-            self.plane.spawn(self._enqueue_later(item, delay_s))
-        if was_wanted and not container.has_asked:
-            self._count_failed_start(container)
-        function.pulse.beat()
-        self.scale(function)
-
-    def _lose(self, item: Input, container: Container) -> None:
-        verdict = state.after_loss(item, container)
-        item.losses += 0 if container.is_preempted else 1
-        result = container.start_failure or Result(
-            status=Result.GENERIC_STATUS_INTERNAL_FAILURE,
-            exception=f"container {container.id} ended with code {container.returncode} "
-            "while it had this input",
-        )
-        self._carry_out(verdict, item, container, Outcome(result))
-
-    def _count_failed_start(self, container: Container) -> None:
-        """Fail the waiting calls when containers end before they take an input."""
-        function = container.function
-        if container.returncode is None and container.start_failure is None:
-            return  # it never had a process: its snapshot went away
-        function.starts_failed += 1
-        if container.start_failure is not None:
-            self.fail_pending(function, container.start_failure)
-        elif function.starts_failed >= state.MAX_STARTS_FAILED:
-            text = (
-                f"{function.starts_failed} containers in a row ended before taking an input; "
-                f"the last with code {container.returncode}: {' | '.join(container.last_words)}"
-            )
-            self.fail_pending(function, start_failure(text))
-
-    def drain(self, container: Container) -> None:
-        """Give *container* nothing more; it ends when it has finished what it has."""
-        if container.state in (State.BOOTING, State.IDLE, State.BUSY):
-            container.on(Event.DRAINED)
+            self.finish(item, Outcome(result or cancelled()), owner)
+            if owner is None or not owner.is_alive:
+                continue
+            owner.cancelled.append(item.id)
+            owner.is_told_to_cancel = True
+            owner.pulse.beat()
+            if kill_containers and owner.id not in told:
+                told.add(owner.id)
+                self.plane.spawn(self.preempt(owner, self.plane.config.grace_s))
 
     async def preempt(self, container: Container, grace_s: float) -> None:
-        """Interrupt, wait, kill; the same input goes to a new container, no retry is used."""
+        """Interrupt, wait, kill; the same inputs go to a new container, no retry is used."""
         container.is_preempted = True
-        self.drain(container)
-        await self.launcher.interrupt_then_kill(container, grace_s)
-
-    def retire(self, function: Function) -> None:
-        """Let the containers and the snapshot of an old version go; `scale` starts the new."""
-        for container in list(function.containers):
-            if not container.holds_snapshot:
-                self.drain(container)
-        maker, function.snapshot_maker = function.snapshot_maker, None
-        if maker is not None:
-            self.plane.spawn(self._close_when_childless(maker))
-        function.can_fork = True
-        function.starts_failed = 0
-
-    async def _close_when_childless(self, maker: Container) -> None:
-        await self._childless(maker)
-        self.launcher.close_template(maker)
-
-    async def _childless(self, maker: Container) -> None:
-        function = maker.function
-        await self.plane.clock.wait_until(
-            function.pulse,
-            lambda: all(
-                c is maker or c.template is not maker.template for c in function.containers
-            ),
-        )
+        if self.plane.config.switches.same_input_twice == "briefly":
+            for item in list(container.running.values()):
+                if item.owner is container:
+                    self._run_again(item, 0.0)
+        await self.fleet.preempt(container, grace_s)
 
     # ------------------------------------------------------------------ apps
 
@@ -369,9 +297,7 @@ class Scheduler:
         if app.is_stopping:
             return
         app.is_stopping = True
-        containers = [
-            c for c in self.plane.containers.values() if c.function.app is app and c.is_alive
-        ]
+        containers = self._of(app, lambda c: c.is_alive)
         for item in list(self.plane.inputs.values()):
             if item.call.function.app is app and item.status in (Status.PENDING, Status.WAITING):
                 self.finish(item, Outcome(stopped()))
@@ -380,26 +306,23 @@ class Scheduler:
                 function.pending.clear()
         for container in containers:
             if container.state is State.BOOTING and not container.holds_snapshot:
-                self.launcher.send(
-                    container, signal.SIGKILL
-                )  # nothing of the user's is running in it yet
-            self.drain(container)
+                # Nothing of the user's is running in it yet.
+                self.launcher.send(container, signal.SIGKILL)
+            self.fleet.drain(container)
         await asyncio.gather(*(self._stop_container(c) for c in containers))
         app.app_state = api_pb2.APP_STATE_STOPPED
         app.is_done = True
         self.plane.emit(app, app_done=True)
 
+    def _of(self, app: App, holds: Callable[[Container], bool]) -> list[Container]:
+        return [c for c in self.plane.containers.values() if c.function.app is app and holds(c)]
+
     async def _stop_container(self, container: Container) -> None:
         if container.holds_snapshot:
-            await self._childless(container)
-            self.launcher.close_template(container)
+            await self.fleet.close_when_childless(container)
             await self.launcher.wait_exit(container, STOP_GRACE_S)
             return
         if container.running:
             await self.launcher.interrupt_then_kill(container, self.plane.config.grace_s)
         elif not await self.launcher.wait_exit(container, STOP_GRACE_S):
             self.launcher.send(container, signal.SIGKILL)
-
-
-def _can_restore(maker: Container) -> bool:
-    return maker.state is State.TEMPLATE and maker.template is not None and maker.template.is_ready

@@ -31,8 +31,6 @@ from modalkit.local.processes import descendants, views_directory
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 SWEEP_S = 10.0
 """How long the warden tries to end what is left, such as a program of another user's."""
-IDLE_CLIENT_S = 60.0
-"""Silence after which a client is taken for dead; it sends a heartbeat every 15 s."""
 
 
 def main() -> None:
@@ -110,6 +108,7 @@ async def _amain(configuration: dict[str, Any]) -> None:
     from modalkit.local.containers import Launcher
     from modalkit.local.control import Control
     from modalkit.local.core import Config, Plane
+    from modalkit.local.lifesigns import LifeSigns
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.services import for_client, for_container
     from modalkit.local.wire import servicer
@@ -128,7 +127,7 @@ async def _amain(configuration: dict[str, Any]) -> None:
     control = await asyncio.start_unix_server(
         Control(plane, scheduler).serve, plane.runtime / "control.sock"
     )
-    plane.spawn(_reap_silent_clients(plane, scheduler))
+    plane.spawn(LifeSigns(plane, scheduler).watch())
     _greet({"pid": os.getpid()})
     await _owner_gone()
     plane.is_closing = True
@@ -144,19 +143,6 @@ async def _owner_gone() -> None:
     loop.add_signal_handler(signal.SIGTERM, gone.set)
     loop.add_reader(stdin, lambda: None if os.read(stdin, 1 << 12) else gone.set())
     await gone.wait()
-
-
-async def _reap_silent_clients(plane: Any, scheduler: Any) -> None:
-    """Stop ephemeral apps whose client neither says goodbye nor anything else."""
-    from modal_proto import api_pb2
-
-    while True:
-        await plane.clock.sleep(IDLE_CLIENT_S / 4)
-        now = plane.clock.monotonic()
-        for app in list(plane.apps.values()):
-            is_silent = now - app.last_seen > IDLE_CLIENT_S
-            if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL and not app.is_stopping:
-                plane.spawn(scheduler.stop_app(app))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ What the plane knows: apps, functions, calls, inputs and containers, and how the
 Pure: no clock, no process, no socket; each thing has a `Pulse` that wakes who waits for it.
 Rule 1: a container changes state by `Container.on(event)` and the table below; the rest raises.
 Rule 2: what becomes of an input when an attempt ends is decided by `after_output` and `after_loss`.
+Rule 3: an input has one owner at most, and only its owner's output counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from modal_proto import api_pb2
 
 from modalkit.local.clock import Pulse, Timer
 from modalkit.local.processes import descendants
@@ -22,9 +24,8 @@ from modalkit.local.processes import descendants
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from modal_proto import api_pb2
-
     from modalkit.local.fork_template import ForkTemplate
+    from modalkit.local.switches import Switches
     from modalkit.local.volumes import View
 
 _counter = itertools.count(1)
@@ -32,8 +33,12 @@ _generation = secrets.token_hex(3)
 
 MAX_LOSSES = 8
 """Containers that an input may lose before its call fails; modal's `MAX_INTERNAL_FAILURE_COUNT`."""
+MAX_STRAY_INTERRUPTS = 100
+"""Interrupts that nobody sent, after which a call fails: an attempt that always raises one ends."""
 MAX_STARTS_FAILED = 3
 """Containers in a row that may die before they take an input; Modal's limit is not public."""
+MAX_CRASH_DELAY_S = 60.0
+"""The longest pause between the starts of a deployed function that only crashes."""
 MAX_RETRY_DELAY_S = 60.0
 """Modal's cap on `Retries.max_delay`."""
 
@@ -113,7 +118,7 @@ class App:
     is_stopping: bool = False
     is_done: bool = False
     last_seen: float = 0.0
-    """Monotonic time of the client's last sign of life."""
+    """Machine's monotonic time of the client's last sign of life."""
     pulse: Pulse = attrs.field(factory=Pulse)
     """Beats at each log line and change of state."""
 
@@ -132,10 +137,18 @@ class Function:
     pending: deque[Input] = attrs.field(factory=deque)
     containers: list[Container] = attrs.field(factory=list)
     starts_failed: int = 0
+    """Containers in a row that ended before they took an input."""
+    pause: Timer | None = None
+    """While it crashes only: due when the next container starts."""
     version: int = 0
-    snapshot_maker: Container | None = None
-    """The container that is making this version's snapshot, or holds it."""
+    snapshot_makers: list[Container] = attrs.field(factory=list)
+    """The containers that are making a snapshot of this version, or hold one."""
+    snapshots_wanted: int = 1
     can_fork: bool = True
+    has_snapshot: bool = False
+    """A snapshot of this version has been begun."""
+    restore_has_failed: bool = False
+    """The one failure of a restore that the plane was asked for has happened."""
     pulse: Pulse = attrs.field(factory=Pulse)
     """Beats when inputs wait, and when containers come, change state or go."""
 
@@ -147,6 +160,29 @@ class Function:
             for c in self.containers
             if c.state in (State.BOOTING, State.IDLE, State.BUSY) and not c.holds_snapshot
         ]
+
+    @property
+    def slots(self) -> int:
+        """How many inputs one container takes at a time, and is launched for."""
+        d = self.definition
+        return int(d.target_concurrent_inputs or d.max_concurrent_inputs or d.batch_max_size or 1)
+
+    def free_slots(self, container: Container) -> int:
+        """How many inputs *container* would take now."""
+        if self.definition.batch_max_size and container.running:
+            return 0  # a batch is done before the next one is begun
+        return max(0, self.slots - len(container.running))
+
+    @property
+    def running(self) -> int:
+        """How many inputs its containers have."""
+        return sum(len(container.running) for container in self.containers)
+
+    def busy_containers(self) -> int:
+        """How many containers its inputs need, waiting ones too, and its buffer while it has any."""
+        inputs = self.running + len(self.pending)
+        buffer = int(self.definition.autoscaler_settings.buffer_containers)
+        return -(-inputs // self.slots) + buffer if inputs else 0
 
 
 @attrs.define(eq=False)
@@ -164,8 +200,26 @@ class Call:
     data_out: list[Any] = attrs.field(factory=list)  # api_pb2.DataChunk of a generator
     unfinished: int = 0
     """Inputs that have no final output yet."""
+    retried_by_client: bool = False
+    """The client waits and sends failed inputs again, not the plane."""
+    made_at: float = 0.0
+    """Time of the plane's monotonic clock."""
+    listeners: int = 0
+    """Requests for outputs that are being held."""
+    last_listened: float = 0.0
+    """Machine's monotonic time at which the last of them ended."""
+    closed_at: float | None = None
+    """Time of the plane's monotonic clock at which its last input was done."""
     pulse: Pulse = attrs.field(factory=Pulse)
     """Beats at each output."""
+
+
+def is_waited_for(call: Call) -> bool:
+    """Tell whether the caller waits for the result: `.remote()` and `.map()`, not `.spawn()`."""
+    return call.invocation_type in (
+        api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC,
+        api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC_LEGACY,
+    )
 
 
 @attrs.define(eq=False)
@@ -179,8 +233,11 @@ class Input:
     status: Status = Status.PENDING
     owner: Container | None = None
     """The one container whose output counts."""
+    last_owner: Container | None = None
+    """The container that had it last; it may still be saving."""
     retries: int = 0
     losses: int = 0
+    stray_interrupts: int = 0
     deliveries: int = 0
     timer: Timer | None = None
     """Ends the present attempt when it takes too long."""
@@ -199,9 +256,19 @@ class Container:
     running: dict[str, Input] = attrs.field(factory=dict)
     views: dict[str, View] = attrs.field(factory=dict)
     template: ForkTemplate | None = None
+    maker: Container | None = None
+    """The one whose snapshot this one is restored from."""
     pid: int = 0
     is_preempted: bool = False
     is_timed_out: bool = False
+    is_told_to_cancel: bool = False
+    """An input of its was cancelled; modal's client may interrupt the whole process for that."""
+    left_orderly: bool = False
+    """Its program came to its end: with an input unanswered, that was a KeyboardInterrupt."""
+    end_cause: str = ""
+    """Why the plane killed it, in words."""
+    last_heard: float = 0.0
+    """Machine's monotonic time of its last sign of life."""
     is_doomed: bool = False
     """It was killed before it had a process."""
     has_asked: bool = False
@@ -272,38 +339,50 @@ def retry_delay_s(policy: api_pb2.FunctionRetryPolicy, retries_used: int) -> flo
     return float(min(delay_ms, cap_ms)) / 1000
 
 
-def after_output(item: Input, container: Container, *, failed: bool, terminated: bool) -> Verdict:
+def after_output(
+    item: Input, container: Container, switches: Switches, *, failed: bool, terminated: bool
+) -> Verdict:
     """
     Decide what an attempt's own output means.
 
     Args:
         item: The input.
         container: The container that sent the output; it owns the input.
+        switches: How to read what is unknown about Modal.
         failed: The output is an exception or a timeout.
         terminated: The output says "cancelled": what an async method reports under SIGINT.
     """
-    # What a preempted attempt reports is the interrupt in other clothes: an async method is
-    # cancelled, a framework leaves by SystemExit. Unknown on Modal; here it is run again.
     if container.is_preempted and (failed or terminated):
-        return Requeue()
+        # The interrupt in other clothes: an async method is cancelled, a framework leaves by
+        # SystemExit. What Modal makes of it is unknown.
+        if switches.preempted_output == "requeued":
+            return Requeue()
+        if switches.preempted_output == "final":
+            return Finish()
+        failed = True
     policy = item.call.function.definition.retry_policy
-    if failed and item.retries < policy.retries:
+    if failed and item.retries < policy.retries and not item.call.retried_by_client:
         return Retry(retry_delay_s(policy, item.retries))
     return Finish()
 
 
-def after_loss(item: Input, container: Container) -> Verdict:
+def after_loss(item: Input, container: Container, switches: Switches) -> Verdict:
     """
     Decide what the end of a container without an output means.
 
     Args:
         item: The input that it had.
-        container: The container that is gone. One that was preempted costs nothing. Any other is
-            a loss, also one that ended by a KeyboardInterrupt of its own, without an output and
-            with code 0: it runs again, but not for ever.
+        container: The container that is gone. One that was preempted, or interrupted because
+            another of its inputs was cancelled, costs nothing.
+        switches: How to read what is unknown about Modal.
     """
     if container.start_failure is not None or item.call.function.app.is_stopping:
         return Finish()
-    if container.is_preempted:
+    if container.is_preempted or (container.left_orderly and container.is_told_to_cancel):
         return Requeue()
-    return Requeue() if item.losses + 1 <= MAX_LOSSES else Finish()
+    if container.left_orderly and switches.stray_interrupt != "counted":
+        item.stray_interrupts += 1
+        goes_on = item.stray_interrupts <= MAX_STRAY_INTERRUPTS
+        return Requeue() if switches.stray_interrupt == "requeued" and goes_on else Finish()
+    item.losses += 1
+    return Requeue() if item.losses <= MAX_LOSSES else Finish()

@@ -78,16 +78,6 @@ def test_a_container_that_always_quits_fails_its_input_at_last(
         function("quits").remote()
 
 
-def test_a_hook_that_always_quits_fails_the_call_and_is_not_started_for_ever(
-    plane: LocalPlane, cls: Callable[[str], modal.Cls]
-) -> None:
-    with pytest.raises(modal.exception.RemoteError, match="in a row"):
-        cls("QuitsInHook")().f.remote()
-    count = len(plane.containers(all=True))
-    time.sleep(2)
-    assert len(plane.containers(all=True)) <= count + 1
-
-
 def test_the_death_of_a_template_loses_no_call(
     plane: LocalPlane, cls: Callable[[str], modal.Cls]
 ) -> None:

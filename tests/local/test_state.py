@@ -11,6 +11,7 @@ from modal_proto import api_pb2
 
 from modalkit.local.state import (
     MAX_LOSSES,
+    MAX_STRAY_INTERRUPTS,
     TRANSITIONS,
     App,
     Call,
@@ -23,10 +24,12 @@ from modalkit.local.state import (
     Requeue,
     Retry,
     State,
+    Verdict,
     after_loss,
     after_output,
     retry_delay_s,
 )
+from modalkit.local.switches import LENIENT, STRICT, Switches
 
 
 def make_container(**changes: object) -> Container:
@@ -71,18 +74,38 @@ def test_every_live_state_can_be_reached_and_left() -> None:
 def test_a_failure_uses_a_retry_until_none_is_left(used: int, retries: int) -> None:
     container = make_container()
     item = make_input(container, retries=retries, used=used)
-    verdict = after_output(item, container, failed=True, terminated=False)
+    verdict = after_output(item, container, LENIENT, failed=True, terminated=False)
     assert verdict == (Retry(0.0) if used < retries else Finish())
 
 
+def test_the_plane_retries_nothing_that_the_client_retries() -> None:
+    container = make_container()
+    item = make_input(container, retries=3)
+    item.call.retried_by_client = True
+    assert after_output(item, container, STRICT, failed=True, terminated=False) == Finish()
+
+
+@pytest.mark.parametrize(
+    ("reading", "retries", "expected"),
+    [
+        ("requeued", 0, Requeue()),
+        ("retried", 1, Retry(0.0)),
+        ("retried", 0, Finish()),
+        ("final", 1, Finish()),
+    ],
+)
 @pytest.mark.parametrize("as_failure", [True, False])
-def test_what_a_preempted_attempt_reports_is_run_again(*, as_failure: bool) -> None:
+def test_what_a_preempted_attempt_reports_is_read_as_the_switch_says(
+    reading: str, retries: int, expected: Verdict, *, as_failure: bool
+) -> None:
+    switches = Switches(preempted_output=reading)
     container = make_container(is_preempted=True)
-    item = make_input(container)
     report = {"failed": as_failure, "terminated": not as_failure}
-    assert after_output(item, container, **report) == Requeue()
+    assert after_output(make_input(container, retries=retries), container, switches, **report) == (
+        expected
+    )
     container.is_preempted = False
-    assert after_output(item, container, **report) == Finish()
+    assert after_output(make_input(container), container, switches, **report) == Finish()
 
 
 @given(losses=st.integers(0, 20))
@@ -90,14 +113,38 @@ def test_a_preempted_container_costs_nothing_and_a_lost_one_is_counted(losses: i
     container = make_container()
     item = make_input(container, losses=losses)
     expected = Requeue() if losses < MAX_LOSSES else Finish()
-    assert after_loss(item, container) == expected
+    assert after_loss(item, container, STRICT) == expected
+    assert item.losses == losses + 1
     container.is_preempted = True
-    assert after_loss(item, container) == Requeue()
+    assert after_loss(item, container, STRICT) == Requeue()
+    assert item.losses == losses + 1
+
+
+@pytest.mark.parametrize(
+    ("reading", "verdicts"),
+    [
+        ("requeued", [Requeue()] * MAX_STRAY_INTERRUPTS + [Finish()]),
+        ("counted", [Requeue()] * MAX_LOSSES + [Finish()]),
+        ("fails", [Finish()]),
+    ],
+)
+def test_an_interrupt_that_nobody_sent_is_read_as_the_switch_says(
+    reading: str, verdicts: list[Verdict]
+) -> None:
+    switches = Switches(stray_interrupt=reading)
+    container = make_container(left_orderly=True)
+    item = make_input(container)
+    assert [after_loss(item, container, switches) for _ in verdicts] == verdicts
+
+
+def test_an_interrupt_that_the_cancellation_of_another_input_caused_costs_nothing() -> None:
+    container = make_container(left_orderly=True, is_told_to_cancel=True)
+    assert after_loss(make_input(container), container, STRICT) == Requeue()
 
 
 def test_the_loss_of_a_container_that_failed_to_start_is_final() -> None:
     container = make_container(start_failure=api_pb2.GenericResult())
-    assert after_loss(make_input(container), container) == Finish()
+    assert after_loss(make_input(container), container, LENIENT) == Finish()
 
 
 @given(

@@ -9,6 +9,7 @@ from modalkit.local.services.calls import CallService
 from modalkit.local.services.containers import ContainerService
 from modalkit.local.services.functions import FunctionService
 from modalkit.local.services.objects import SecretService
+from modalkit.local.services.scaling import ScalingService
 from modalkit.local.volume_service import VolumeService
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def for_client(plane: Plane, scheduler: Scheduler, caller: Container | None = No
         AppService(plane, scheduler),
         UploadService(plane),
         FunctionService(plane, scheduler),
+        ScalingService(plane, scheduler),
         CallService(plane, scheduler),
         SecretService(plane),
         VolumeService(plane, caller),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,11 +55,11 @@ class AppService:
         if app_id not in self._plane.apps:
             raise not_found(f"no app {app_id}")
         app = self._plane.apps[app_id]
-        app.last_seen = self._plane.clock.monotonic()
+        app.last_seen = time.monotonic()
         return app
 
     def _create(self, name: str, app_state: int) -> App:
-        app = App(new_id("ap"), name, app_state, last_seen=self._plane.clock.monotonic())
+        app = App(new_id("ap"), name, app_state, last_seen=time.monotonic())
         self._plane.apps[app.id] = app
         return app
 
@@ -105,7 +107,7 @@ class AppService:
             self._plane.deployed[app.name] = app.id
         for function in list(self._plane.functions.values()):
             if function.app is app:  # variants too
-                self._scheduler.scale(function)
+                self._scheduler.fleet.scale(function)
         return api_pb2.AppPublishResponse(
             url=f"local plane, app {app.name or app.id}", deployed_at=self._plane.clock.time()
         )
@@ -142,14 +144,14 @@ class AppService:
                 await clock.wait(app.pulse, deadline - clock.monotonic())
         finally:
             app.open_streams -= 1
-            app.last_seen = clock.monotonic()
+            app.last_seen = time.monotonic()
             if is_broken and not app.is_stopping:
                 self._plane.spawn(self._reap_if_silent(app, LOST_CLIENT_S))
 
     async def _reap_if_silent(self, app: App, patience_s: float) -> None:
         """Stop an ephemeral app whose client broke off and gives no other sign of life."""
-        broke_at = self._plane.clock.monotonic()
-        await self._plane.clock.sleep(patience_s)
+        broke_at = time.monotonic()
+        await asyncio.sleep(patience_s)
         is_silent = app.last_seen <= broke_at and not app.open_streams
         if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL:
             await self._scheduler.stop_app(app)
@@ -160,7 +162,7 @@ class AppService:
         container = self._plane.containers.get(request.task_id)
         if container is None:
             raise not_found(f"no container {request.task_id}")
-        self._scheduler.drain(container)
+        self._scheduler.fleet.drain(container)
         if not request.graceful:
             self._scheduler.launcher.send(container, signal.SIGINT)
         return api_pb2.ContainerStopResponse()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError
+from grpclib import Status as GrpcStatus
 from modal_proto import api_pb2
 
-from modalkit.local.state import Call, Input, new_id
-from modalkit.local.wire import encode_token, not_found
+from modalkit.local.state import MAX_LOSSES, Call, Input, Status, is_waited_for, new_id
+from modalkit.local.wire import decode_token, encode_token, not_found
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -42,13 +45,17 @@ class CallService:
         if function is None or function.app.is_stopping:
             raise not_found(f"no function {request.function_id}, or its app was stopped")
         call = Call(new_id("fc"), function, request.function_call_invocation_type)
+        call.made_at, call.last_listened = self._plane.clock.monotonic(), time.monotonic()
+        call.retried_by_client = is_waited_for(call) and (
+            self._plane.config.switches.retry_delay == "client"
+        )
         self._plane.calls[call.id] = call
         return api_pb2.FunctionMapResponse(
             function_call_id=call.id,
             function_call_jwt=encode_token(call=call.id),
             retry_policy=function.definition.retry_policy,
             max_inputs_outstanding=MAX_INPUTS_OUTSTANDING,
-            sync_client_retries_enabled=False,  # retries are ours: one count for every kind of call
+            sync_client_retries_enabled=call.retried_by_client,
             pipelined_inputs=self._accept(call, request.pipelined_inputs),
         )
 
@@ -58,6 +65,25 @@ class CallService:
         return api_pb2.FunctionPutInputsResponse(
             inputs=self._accept(self._call(request.function_call_id), request.inputs)
         )
+
+    async def FunctionRetryInputs(
+        self, request: api_pb2.FunctionRetryInputsRequest
+    ) -> api_pb2.FunctionRetryInputsResponse:
+        """Run inputs again whose retries the client counts."""
+        tokens = []
+        for again in request.inputs:
+            item = self._plane.inputs.get(str(decode_token(again.input_jwt).get("input")))
+            if item is None:
+                raise not_found("no such input; its result was given up")
+            if item.losses > MAX_LOSSES:
+                raise GRPCError(
+                    GrpcStatus.FAILED_PRECONDITION,
+                    f"input {item.id} was lost with {item.losses} containers and is not run again",
+                )
+            if item.status is Status.DONE:  # else this request comes twice
+                self._scheduler.retry(item, again.input, again.retry_count)
+            tokens.append(_token(item))
+        return api_pb2.FunctionRetryInputsResponse(input_jwts=tokens)
 
     async def FunctionFinishInputs(self, _request: api_pb2.FunctionFinishInputsRequest) -> Empty:
         return Empty()
@@ -74,7 +100,13 @@ class CallService:
             wanted = range(request.start_idx, request.end_idx + 1)
             return [call.latest[index] for index in wanted if index in call.latest]
 
-        await self._plane.clock.wait_until(call.pulse, lambda: bool(outputs()), request.timeout)
+        call.listeners += 1
+        try:
+            # A client counts these seconds by its own clock, which nobody moves.
+            await self._plane.clock.wait_until(call.pulse, lambda: bool(outputs()), request.timeout)
+        finally:
+            call.listeners -= 1
+            call.last_listened = time.monotonic()
         found = outputs()
         return api_pb2.FunctionGetOutputsResponse(
             outputs=found,
@@ -117,5 +149,10 @@ class CallService:
 
 
 def _receipt(item: Input) -> api_pb2.FunctionPutInputsResponseItem:
-    token = encode_token(input=item.id, idx=item.index)
-    return api_pb2.FunctionPutInputsResponseItem(idx=item.index, input_id=item.id, input_jwt=token)
+    return api_pb2.FunctionPutInputsResponseItem(
+        idx=item.index, input_id=item.id, input_jwt=_token(item)
+    )
+
+
+def _token(item: Input) -> str:
+    return encode_token(input=item.id, idx=item.index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
@@ -34,6 +35,7 @@ class ContainerService:
         self, _request: api_pb2.ContainerHeartbeatRequest
     ) -> api_pb2.ContainerHeartbeatResponse:
         caller = self._caller
+        caller.last_heard = time.monotonic()
         if not await self._plane.clock.wait_until(
             caller.pulse, lambda: bool(caller.cancelled), HEARTBEAT_HOLD_S
         ):
@@ -46,7 +48,10 @@ class ContainerService:
     async def FunctionGetInputs(
         self, request: api_pb2.FunctionGetInputsRequest
     ) -> api_pb2.FunctionGetInputsResponse:
-        taken = await self._scheduler.take(self._caller, max(1, request.batch_max_size))
+        self._caller.last_heard = time.monotonic()
+        taken = await self._scheduler.take(
+            self._caller, max(1, request.batch_max_size), request.batch_linger_ms / 1000
+        )
         if taken is None:
             return api_pb2.FunctionGetInputsResponse(
                 inputs=[api_pb2.FunctionGetInputsItem(kill_switch=True)]
@@ -95,4 +100,8 @@ class ContainerService:
     async def FunctionGetDynamicConcurrency(
         self, request: api_pb2.FunctionGetDynamicConcurrencyRequest
     ) -> api_pb2.FunctionGetDynamicConcurrencyResponse:
-        return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=request.target_concurrency)
+        function = self._caller.function
+        # Above its target a container goes only where no further one may be launched.
+        is_full = function.pending and not self._scheduler.fleet.has_room(function)
+        wanted = request.max_concurrency if is_full else request.target_concurrency
+        return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=wanted)

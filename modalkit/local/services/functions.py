@@ -63,10 +63,10 @@ class FunctionService:
         function.version += 1
         _describe(function, definition)
         function.metadata.class_parameter_info.CopyFrom(definition.class_parameter_info)
-        self._scheduler.retire(function)
+        self._scheduler.fleet.retire(function)
         for variant in [f for f in self._plane.functions.values() if f.base is function]:
             _derive(variant)
-            self._scheduler.retire(variant)
+            self._scheduler.fleet.retire(variant)
         return api_pb2.FunctionCreateResponse(
             function_id=function.id,
             function=function.definition,

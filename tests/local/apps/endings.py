@@ -73,17 +73,6 @@ def quits() -> None:
     os._exit(0)
 
 
-@app.cls(min_containers=1)
-class QuitsInHook:
-    @modal.enter()
-    def load(self):
-        os._exit(0)
-
-    @modal.method()
-    def f(self) -> int:
-        return 1
-
-
 @app.function(retries=modal.Retries(max_retries=1, initial_delay=30.0, backoff_coefficient=1.0))
 def fails_with_a_long_delay() -> None:
     raise ValueError("at first")
