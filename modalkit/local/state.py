@@ -179,7 +179,7 @@ class Function:
         return sum(len(container.running) for container in self.containers)
 
     def busy_containers(self) -> int:
-        """How many containers its inputs need, waiting ones too, and its buffer while it has any."""
+        """How many containers its inputs need, the waiting ones too, and its buffer."""
         inputs = self.running + len(self.pending)
         buffer = int(self.definition.autoscaler_settings.buffer_containers)
         return -(-inputs // self.slots) + buffer if inputs else 0
