@@ -7,6 +7,7 @@ import modal
 import pytest
 
 from modalkit.local import LocalPlane
+from tests.support.profiles import PROFILE
 
 from .test_leaves_nothing import is_running, until
 
@@ -54,7 +55,7 @@ def deploy(plane: LocalPlane, directory: Path, version: int) -> None:
 
 
 def test_a_redeploy_starts_new_code_and_lets_the_old_finish(tmp_path: Path, engine: str) -> None:
-    with LocalPlane(engine=engine, strict_image=True) as plane:
+    with LocalPlane(engine=engine, strict_image=True, profile=PROFILE) as plane:
         deploy(plane, tmp_path, 1)
         server = modal.Cls.from_name("versions", "Server", client=plane.client())
         for kind in ("plain", "other"):  # a parametrised variant follows its base
@@ -70,7 +71,7 @@ def test_a_redeploy_starts_new_code_and_lets_the_old_finish(tmp_path: Path, engi
 
 
 def test_idle_containers_go_and_the_next_input_gets_a_new_one(tmp_path: Path, engine: str) -> None:
-    with LocalPlane(engine=engine, strict_image=True) as plane:
+    with LocalPlane(engine=engine, strict_image=True, profile=PROFILE) as plane:
         deploy(plane, tmp_path, 1)
         server = modal.Cls.from_name("versions", "Server", client=plane.client())()
         _, first = server.answer.remote()
@@ -96,7 +97,7 @@ def test_single_use_and_warm_containers(tmp_path: Path) -> None:
 
 
 def test_app_stop_ends_everything(tmp_path: Path, engine: str) -> None:
-    with LocalPlane(engine=engine, strict_image=True) as plane:
+    with LocalPlane(engine=engine, strict_image=True, profile=PROFILE) as plane:
         deploy(plane, tmp_path, 1)
         server = modal.Cls.from_name("versions", "Server", client=plane.client())()
         server.answer.remote()
@@ -110,7 +111,7 @@ def test_app_stop_ends_everything(tmp_path: Path, engine: str) -> None:
 
 
 def test_modal_run_takes_no_snapshot_and_a_deployed_app_does(tmp_path: Path) -> None:
-    with LocalPlane(engine="fork") as plane:
+    with LocalPlane(engine="fork", profile=PROFILE) as plane:
         deploy(plane, tmp_path, 1)
         plane.run(f"{tmp_path / 'versions.py'}::Server.answer", capture=True)
         assert [c.kind for c in plane.containers(all=True) if "Server" in c.function] == ["cold"]
@@ -120,7 +121,7 @@ def test_modal_run_takes_no_snapshot_and_a_deployed_app_does(tmp_path: Path) -> 
 
 
 def test_a_template_that_is_killed_is_made_anew(tmp_path: Path) -> None:
-    with LocalPlane(engine="fork") as plane:
+    with LocalPlane(engine="fork", profile=PROFILE) as plane:
         deploy(plane, tmp_path, 1)
         server = modal.Cls.from_name("versions", "Server", client=plane.client())()
         server.answer.remote()
@@ -134,7 +135,7 @@ def test_a_template_that_is_killed_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_a_call_while_the_snapshot_is_made_waits_for_it(tmp_path: Path) -> None:
-    with LocalPlane(engine="fork") as plane:
+    with LocalPlane(engine="fork", profile=PROFILE) as plane:
         deploy(plane, tmp_path, 1)
         server = modal.Cls.from_name("versions", "Server", client=plane.client())()
         started = time.monotonic()

@@ -8,6 +8,7 @@ import pytest
 
 from modalkit.errors import LocalPlaneError, UnknownContainerError
 from modalkit.local import LocalPlane
+from tests.support.profiles import PROFILE
 
 from .conftest import APPS, lines
 
@@ -16,7 +17,7 @@ Lookup = Callable[[str], modal.Function]
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[LocalPlane]:
-    with LocalPlane(engine="fork", strict_image=True) as running:
+    with LocalPlane(engine="fork", strict_image=True, profile=PROFILE) as running:
         running.deploy(str(APPS / "endings.py"))
         yield running
 
@@ -96,7 +97,7 @@ def test_the_death_of_a_template_loses_no_call(
 def test_a_snapshot_maker_that_is_killed_is_followed_by_another(
     plane: LocalPlane, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with LocalPlane(engine="fork") as other:
+    with LocalPlane(engine="fork", profile=PROFILE) as other:
         other.deploy(str(APPS / "endings.py"))
         restored = modal.Cls.from_name("endings", "Restored", client=other.client())()
         call = restored.nap.spawn(0.0)

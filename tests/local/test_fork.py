@@ -22,6 +22,7 @@ from modalkit.errors import ForkRefusedError, LocalPlaneError, PlaneStartError, 
 from modalkit.local import LocalPlane, _private, fork_child
 from modalkit.local.fork_template import ForkTemplate
 from modalkit.local.plane import choose_engine
+from tests.support.profiles import PROFILE
 
 from .conftest import APPS, lines
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="os.fork and Lin
 
 @pytest.fixture(scope="module")
 def plane():
-    with LocalPlane(engine="fork", strict_image=True) as running:
+    with LocalPlane(engine="fork", strict_image=True, profile=PROFILE) as running:
         running.deploy(str(APPS / "forked.py"))
         yield running
 

@@ -8,13 +8,14 @@ import pytest
 
 from modalkit.errors import UnknownContainerError
 from modalkit.local import ContainerInfo, LocalPlane
+from tests.support.profiles import PROFILE
 
 from .conftest import APPS, lines
 
 
 @pytest.fixture(scope="module", params=["inline", "fork"])
 def plane(request: pytest.FixtureRequest) -> Iterator[LocalPlane]:
-    with LocalPlane(engine=request.param, strict_image=True) as running:
+    with LocalPlane(engine=request.param, strict_image=True, profile=PROFILE) as running:
         running.deploy(str(APPS / "lifecycle.py"))
         yield running
 
