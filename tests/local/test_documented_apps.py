@@ -60,7 +60,7 @@ def test_a_class_with_a_volume_that_is_preempted(profile: str) -> None:
 
 def test_queues_batches_and_timeouts() -> None:
     said = run("documented_pipeline.py")
-    words = "the quick brown fox jumps over the lazy dog".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
     assert f"words {words}" in said
     assert "largest batch 4" in said
     assert "timed out: Task's current input hit its timeout of 2s" in said

@@ -1,4 +1,4 @@
-"""In the manner of Modal's documentation: a queue of work, batches, and a function with a timeout."""
+"""In the manner of Modal's documentation: a queue of work, batches, a function with a timeout."""
 
 import time
 

@@ -1,0 +1,202 @@
+"""
+What the plane models, row by row: the source of docs/reference/local-plane.md.
+
+A row says what somebody who knows Modal would look for. What is modelled names the test that
+fails without it; a test of ours checks that those tests exist.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import attrs
+
+
+class Status(enum.Enum):
+    """How far a row is modelled."""
+
+    MODELLED = "modelled"
+    PARTLY = "partly"
+    NOT = "not modelled"
+
+
+@attrs.frozen
+class Row:
+    """
+    One semantic.
+
+    Attributes:
+        feature: In the words of Modal's users.
+        status: How far.
+        how: What is different here, or what is said instead; empty where nothing is.
+        tests: Where it is proved: `file::test` below `tests/`.
+    """
+
+    feature: str
+    status: Status
+    how: str = ""
+    tests: tuple[str, ...] = ()
+
+
+def _yes(feature: str, *tests: str, how: str = "") -> Row:
+    return Row(feature, Status.MODELLED, how, tests)
+
+
+def _partly(feature: str, how: str, *tests: str) -> Row:
+    return Row(feature, Status.PARTLY, how, tests)
+
+
+def _no(feature: str, how: str) -> Row:
+    return Row(feature, Status.NOT, how)
+
+
+CALLING = "local/test_calling.py::test_"
+CALLS = "local/test_calls.py::test_"
+SCALING = "local/test_scaling.py::test_"
+ENDINGS = "local/test_endings.py::test_"
+LIFECYCLE = "local/test_lifecycle.py::test_"
+DEPLOY = "local/test_deployments.py::test_"
+SWITCHES = "local/test_switches.py::test_"
+LEAVES = "local/test_leaves_nothing.py::test_"
+
+AREAS: Final[dict[str, tuple[Row, ...]]] = {
+    "Calls": (
+        _yes(
+            "`.remote()`, `.spawn()`, `.get()` more than once",
+            CALLS + "remote_returns_what_the_function_returns",
+            CALLS + "spawn_gives_a_handle_whose_result_can_be_fetched_twice",
+        ),
+        _yes(
+            "`.map()`, `.starmap()`, `.for_each()`, `.spawn_map()`, `kwargs=`, several iterators",
+            CALLS + "map_keeps_the_order_of_its_inputs",
+            CALLS + "starmap_for_each_and_spawn_map",
+            CALLING + "map_takes_many_iterators_and_kwargs",
+        ),
+        _yes("`order_outputs=False`", CALLING + "map_without_order_yields_what_is_ready"),
+        _yes(
+            "`return_exceptions=True`",
+            CALLS + "map_returns_the_exceptions_that_it_is_asked_to_return",
+        ),
+        _yes(
+            "generators, `.remote_gen()`, sync and async",
+            CALLS + "generators_stream_their_values",
+            CALLING + "async_callers",
+        ),
+        _yes("`.aio` everywhere", CALLING + "async_callers"),
+        _yes(
+            "methods, class parameters, `.local()` beside `.remote()`",
+            CALLING + "methods_parameters_and_generators_of_a_class",
+        ),
+        _yes(
+            "`with_options`, `with_concurrency`, `with_batching`",
+            CALLING + "variants_have_containers_and_options_of_their_own",
+            CALLING + "with_concurrency_and_with_batching",
+        ),
+        _yes("calls from containers, to any depth", CALLING + "calls_are_nested_to_any_depth"),
+        _yes(
+            "`FunctionCall.from_id`, `.num_inputs()`, `.gather()`, `.get(timeout=)`",
+            CALLING + "a_call_is_found_by_its_id_from_anywhere",
+            CALLING + "gather_waits_for_all_in_order",
+            CALLING + "a_result_that_is_not_there_yet_is_a_timeout",
+        ),
+        _yes(
+            "`FunctionCall.cancel()`: `InputCancellation` in sync code, a cancelled task in async "
+            "code, the other threads of a container run again",
+            CALLING + "a_cancelled_call_raises_there_and_here",
+            CALLING + "one_of_two_async_inputs_is_cancelled_alone",
+            CALLING + "cancelling_one_of_two_threads_runs_the_other_again",
+            CALLING + "cancelling_may_end_the_container",
+        ),
+        _yes("payloads of any size", CALLING + "large_payloads_of_every_kind_of_call"),
+        _yes(
+            "exceptions with their type and true traceback",
+            CALLS + "an_exception_arrives_with_its_type_and_the_line_that_raised_it",
+        ),
+        _yes(
+            "`current_function_call_id()`, `current_input_id()`: the same in every attempt",
+            CALLING + "an_attempt_knows_its_call_and_input",
+        ),
+        _partly(
+            "limits on waiting inputs (2,000 for `.remote`, 1,000,000 for `.spawn`)",
+            "none here; `.map()` keeps 1,000 outstanding",
+        ),
+        _partly(
+            "expiry: a waited-for call after 24 hours, or two minutes after its caller is gone; "
+            "results after seven days",
+            "by the plane's clock, looked at every 5 s",
+        ),
+    ),
+    "Scaling": (
+        _yes(
+            "`min_containers`, `max_containers`, `buffer_containers`",
+            SCALING + "min_containers_are_there_before_any_call_and_after_a_death",
+            SCALING + "max_containers_is_never_exceeded",
+            SCALING + "a_buffer_is_kept_while_there_is_work_and_no_longer",
+            how="without `max_containers` as many as this machine has cores",
+        ),
+        _yes("`scaledown_window`", SCALING + "an_idle_container_ends_after_its_scaledown_window"),
+        _yes("`single_use_containers`", SCALING + "a_single_use_container_takes_one_input"),
+        _yes(
+            "`@modal.concurrent`, `target_inputs` too",
+            CALLS + "concurrent_inputs_share_a_container",
+            SCALING + "beyond_its_target_a_container_goes_only_when_no_other_may_be_launched",
+        ),
+        _yes(
+            "`@modal.batched`",
+            CALLS + "batched_inputs_come_as_one_list",
+            SCALING + "a_batch_waits_for_what_comes_within_its_time",
+        ),
+        _yes(
+            "`Function.autoscaler.settings()`, `.update()`",
+            SCALING + "settings_of_the_autoscaler_are_shown_and_overridden",
+        ),
+        _yes(
+            "a redeploy: old containers finish, new ones run the new code, variants too",
+            DEPLOY + "a_redeploy_starts_new_code_and_lets_the_old_finish",
+        ),
+        _no("`cpu=`, `ephemeral_disk=`, `region=`, `cloud=`", "accepted and ignored"),
+    ),
+    "Failure": (
+        _yes(
+            "`retries=`, counted apart from preemptions and lost containers",
+            CALLS + "retries_run_the_same_input_until_it_succeeds",
+            CALLS + "retries_end_with_the_last_error_when_the_policy_is_spent",
+            LIFECYCLE + "a_preempted_method_goes_on_in_a_new_container",
+        ),
+        _yes(
+            "`timeout=` per attempt; what an attempt answers later is not heard",
+            CALLS + "an_input_that_outlasts_its_timeout_fails_and_its_container_ends",
+            CALLING + "what_an_attempt_answers_after_its_timeout_is_not_heard",
+        ),
+        _yes(
+            "`startup_timeout=`",
+            SCALING + "a_container_that_does_not_start_in_time_fails_its_caller",
+        ),
+        _yes(
+            "preemption: SIGINT, 30 s, SIGKILL, the same input in a new container",
+            LIFECYCLE + "a_preempted_method_goes_on_in_a_new_container",
+            ENDINGS + "a_preempted_attempt_is_run_again_after_it_saved",
+        ),
+        _yes(
+            "a failing import or hook reaches the caller",
+            CALLS + "a_failing_import_or_hook_reaches_the_caller",
+        ),
+        _yes(
+            "a container that dies: its input runs again, eight times at most",
+            CALLS + "an_input_that_kills_every_container_fails_at_last",
+        ),
+        _yes(
+            "crash loops: an ephemeral app stops, a deployed one goes on ever more slowly",
+            SCALING + "an_ephemeral_app_that_only_crashes_fails_its_calls_and_stops",
+            SCALING + "a_deployed_function_that_only_crashes_is_started_ever_more_slowly",
+            how="Modal's limits are not public; here three starts, then pauses of 1 s to 60 s",
+        ),
+        _partly(
+            "`memory=(request, limit)`",
+            "looked at every 0.25 s; a request alone limits nothing here",
+            SCALING + "a_container_over_its_memory_limit_is_killed_and_its_caller_told",
+        ),
+        _yes("no process outlives its container", LEAVES + "nothing_outlives_a_killed_plane"),
+    ),
+}
