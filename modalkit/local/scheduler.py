@@ -213,6 +213,8 @@ class Scheduler:
             status=Result.GENERIC_STATUS_INTERNAL_FAILURE,
             exception=f"container {container.id} {cause} while it had this input",
         )
+        if item.call.function.app.is_stopping:
+            result = stopped()
         self._carry_out(verdict, item, container, Outcome(result))
 
     def retry(self, item: Input, payload: api_pb2.FunctionInput, count: int) -> None:

@@ -1,7 +1,9 @@
 """What becomes of inputs when containers end in unusual ways."""
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import modal
 import pytest
@@ -77,6 +79,15 @@ def test_a_container_that_always_quits_fails_its_input_at_last(
 ) -> None:
     with pytest.raises(modal.exception.InternalFailure, match="code 0"):
         function("quits").remote()
+
+
+def test_what_a_container_started_ends_with_it(plane: LocalPlane, function: Lookup) -> None:
+    mark = uuid.uuid4().hex
+    child = Path(f"/proc/{function('leaves_a_child').remote(mark)}/cmdline")
+    deadline = time.monotonic() + 30
+    while child.exists() and mark.encode() in child.read_bytes():  # a group of its own, no orphan
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_death_of_a_template_loses_no_call(

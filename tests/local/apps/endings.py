@@ -3,6 +3,8 @@
 import asyncio
 import os
 import pathlib
+import subprocess
+import sys
 import time
 
 import modal
@@ -66,6 +68,12 @@ def leaves_by_system_exit(name: str) -> list[str]:
     except KeyboardInterrupt:
         mark(name)
         raise SystemExit(1) from None
+
+
+@app.function(single_use_containers=True)
+def leaves_a_child(mark: str) -> int:
+    program = f"import time; time.sleep(600)  # {mark}"
+    return subprocess.Popen([sys.executable, "-c", program], start_new_session=True).pid
 
 
 @app.function()
