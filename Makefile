@@ -8,7 +8,7 @@ TORCH_PIP_ARGS ?=
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo test check format bench kills clean
+.PHONY: help demo test check format bench kills profiles reference clean
 
 help:
 	@echo "make demo    train the example on the local plane, through a preemption and a kill"
@@ -17,6 +17,8 @@ help:
 	@echo "make format  ruff's fixes and format"
 	@echo "make bench   the measurements of docs/performance.md"
 	@echo "make kills   30 kills at random moments, each run bit-identical (minutes)"
+	@echo "make profiles   suite and kills under every reading of Modal's unknowns (an hour)"
+	@echo "make reference  write docs/reference/local-plane.md from the code"
 
 demo: .venv/.examples
 	@.venv/bin/python -m examples.tiny_cats.demo $(DEMO_ARGS)
@@ -39,6 +41,13 @@ bench: .venv/.dev
 
 kills: .venv/.dev
 	.venv/bin/python -m tests.campaigns.kills $(KILLS_ARGS)
+
+profiles: .venv/.dev
+	.venv/bin/python -m tests.campaigns.profiles $(PROFILES_ARGS)
+
+reference: .venv/.dev
+	.venv/bin/python -m modalkit.local.reference > docs/reference/local-plane.md.new
+	mv docs/reference/local-plane.md.new docs/reference/local-plane.md
 
 clean:
 	rm -rf .venv dist build demo-output

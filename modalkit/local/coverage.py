@@ -162,7 +162,7 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "`retries=`, counted apart from preemptions and lost containers",
             CALLS + "retries_run_the_same_input_until_it_succeeds",
             CALLS + "retries_end_with_the_last_error_when_the_policy_is_spent",
-            LIFECYCLE + "a_preempted_method_goes_on_in_a_new_container",
+            LIFECYCLE + "a_preempted_input_goes_on_in_a_new_container",
         ),
         _yes(
             "`timeout=` per attempt; what an attempt answers later is not heard",
@@ -175,7 +175,7 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
         ),
         _yes(
             "preemption: SIGINT, 30 s, SIGKILL, the same input in a new container",
-            LIFECYCLE + "a_preempted_method_goes_on_in_a_new_container",
+            LIFECYCLE + "a_preempted_input_goes_on_in_a_new_container",
             ENDINGS + "a_preempted_attempt_is_run_again_after_it_saved",
         ),
         _yes(
@@ -197,6 +197,10 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "looked at every 0.25 s; a request alone limits nothing here",
             SCALING + "a_container_over_its_memory_limit_is_killed_and_its_caller_told",
         ),
-        _yes("no process outlives its container", LEAVES + "nothing_outlives_a_killed_plane"),
+        _yes(
+            "no process outlives its container, however it left",
+            ENDINGS + "what_a_container_started_ends_with_it",
+            LEAVES + "a_plane_that_is_killed_leaves_no_container_and_no_directory",
+        ),
     ),
 }
