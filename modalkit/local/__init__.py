@@ -5,6 +5,6 @@ It knows nothing of the rest of modalkit, and of Modal only what its client show
 """
 
 from modalkit.local.plane import LocalPlane
-from modalkit.local.reports import ContainerInfo, LogLine
+from modalkit.local.reports import ContainerInfo, LogLine, Rpc
 
-__all__ = ["ContainerInfo", "LocalPlane", "LogLine"]
+__all__ = ["ContainerInfo", "LocalPlane", "LogLine", "Rpc"]

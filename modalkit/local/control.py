@@ -7,19 +7,27 @@ What is served here is the plane's own interface (`LocalPlane`), not Modal's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import difflib
 import json
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from modalkit.errors import LocalPlaneError, ModalkitError, UnknownContainerError, UsageError
+from modalkit.local.faults import Fault
 from modalkit.local.reports import ContainerInfo
 from modalkit.local.state import Container
+from modalkit.local.wire import RPCS
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
+    from modalkit.local.faults import FaultTable
     from modalkit.local.scheduler import Scheduler
+    from modalkit.local.transcript import Transcript
 
 
 def describe(container: Container) -> ContainerInfo:
@@ -40,34 +48,52 @@ def describe(container: Container) -> ContainerInfo:
 
 
 class Control:
-    """Answers the owner of the plane."""
+    """Answers the owner of the plane, one short operation at a time; he does the waiting."""
 
-    def __init__(self, plane: Plane, scheduler: Scheduler) -> None:
+    def __init__(
+        self, plane: Plane, scheduler: Scheduler, faults: FaultTable, transcript: Transcript
+    ) -> None:
         self._plane = plane
         self._scheduler = scheduler
+        self._faults = faults
+        self._transcript = transcript
+        self._frozen: set[str] = set()
         self._operations: dict[str, Callable[..., Any]] = {
             "containers": self._containers,
             "preempt": self._preempt,
             "kill": self._kill,
             "logs": self._logs,
             "volume": self._volume,
+            "transcript": self._rpcs,
+            "time": plane.clock.time,
+            "advance": self._advance,
+            "plant_fault": self._plant_fault,
+            "fault_strikes": faults.strikes,
+            "remove_fault": faults.remove,
+            "clear_faults": self._clear_faults,
+            "freeze": self._freeze,
+            "thaw": self._thaw,
         }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one connection until it ends."""
         try:
             while line := await reader.readline():
-                request = json.loads(line)
-                try:
-                    reply = {"result": self._operations[request.pop("op")](**request)}
-                except LookupError as error:
-                    reply = {"error": str(error.args[0])}
-                writer.write(json.dumps(reply).encode() + b"\n")
+                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
                 await writer.drain()
-        except ConnectionError:
+        except (ConnectionError, ValueError):  # it is gone, or sends a line without an end
             return
         finally:
             writer.close()
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            return {"result": self._operations[request.pop("op")](**request)}
+        except ModalkitError as error:
+            return {"error": str(error), "kind": type(error).__name__}
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            return {"error": f"the plane's control socket has no such operation: {error!r}"}
 
     def _containers(self) -> list[dict[str, Any]]:
         return [attrs.asdict(describe(container)) for container in self._plane.containers.values()]
@@ -75,13 +101,15 @@ class Control:
     def _live(self, container: str) -> Container:
         found = self._plane.containers.get(container)
         if found is None or not found.is_alive:
-            raise LookupError(f"no live container {container!r}")
+            raise UnknownContainerError(f"no live container {container!r}")
         return found
 
     def _preempt(self, container: str, grace_s: float | None) -> None:
         target = self._live(container)
         if target.holds_snapshot:
-            raise LookupError(f"{container} holds a snapshot and runs no input to be preempted")
+            raise UnknownContainerError(
+                f"{container} holds a snapshot and runs no input to be preempted"
+            )
         self._plane.spawn(
             self._scheduler.preempt(
                 target, self._plane.config.grace_s if grace_s is None else grace_s
@@ -94,10 +122,52 @@ class Control:
     def _logs(self, since: int) -> list[dict[str, Any]]:
         return [attrs.asdict(line) for line in self._plane.log_lines[since:]]
 
+    def _rpcs(self, since: int) -> list[dict[str, Any]]:
+        return [attrs.asdict(rpc) for rpc in self._transcript.page(since)]
+
+    def _advance(self, seconds: float) -> float:
+        self._plane.clock.advance(seconds)
+        return self._plane.clock.time()
+
+    # ------------------------------------------------------------------ faults
+
+    def _plant_fault(self, **fields: Any) -> int:
+        fault = Fault(**fields)
+        if fault.rpc not in RPCS:
+            near = difflib.get_close_matches(fault.rpc, RPCS) or ["VolumeCommit"]
+            raise UsageError(f"modal has no RPC {fault.rpc!r}; is it {' or '.join(near)}?")
+        return self._faults.plant(fault)
+
+    def _clear_faults(self) -> None:
+        self._faults.remove(None)
+        for container in list(self._frozen):
+            self._thaw(container)
+
+    def _freeze(self, container: str) -> None:
+        target = self._live(container)
+        self._frozen.add(container)
+        stopped: set[int] = set()
+        # What is not stopped yet may start more processes meanwhile.
+        while new := set(target.pids()) - stopped:
+            _send(new, signal.SIGSTOP)
+            stopped |= new
+
+    def _thaw(self, container: str) -> None:
+        self._frozen.discard(container)
+        found = self._plane.containers.get(container)
+        if found is not None and found.is_alive:
+            _send(found.pids(), signal.SIGCONT)
+
     def _volume(self, name: str) -> str:
         try:
             return str(self._plane.volumes.get_or_create(name, 0, create=False).committed)
         except (KeyError, ValueError) as error:
-            raise LookupError(
+            raise LocalPlaneError(
                 f"no Volume {name!r}; there are {self._plane.volumes.names()}"
             ) from error
+
+
+def _send(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 
-from modalkit.errors import LocalPlaneError, PlaneStartError
+from modalkit.errors import LocalPlaneError, PlaneStartError, UsageError
 from modalkit.local import plane_process, switches
-from modalkit.local.reports import ContainerInfo, LogLine
+from modalkit.local.faults import Faults
+from modalkit.local.reports import ContainerInfo, LogLine, Rpc
+from modalkit.local.watch import POLL_S, Trigger, Watch
 
 if TYPE_CHECKING:
     import modal
-
-POLL_S = 0.02
 
 
 @attrs.frozen
@@ -39,6 +40,40 @@ class VolumeHandle:
             LocalPlaneError: No app has created this Volume.
         """
         return Path(self._plane.ask("volume", name=self.name))
+
+
+@attrs.frozen
+class PlaneClock:
+    """
+    The clock by which the plane waits: timeouts, retry delays, scale-down windows, expiry.
+
+    Processes, in containers and of clients, have the machine's clock, which nobody moves.
+    """
+
+    _plane: LocalPlane
+
+    def time(self) -> float:
+        """Return its Unix seconds."""
+        found: float = self._plane.ask("time")
+        return found
+
+    def advance(self, seconds: float) -> float:
+        """
+        Move it on by *seconds*: what would fall due in that time falls due now.
+
+        All that the plane waits for has then waited so much longer: also a container that is
+        starting (`startup_timeout`) or stopping (the grace period), and an input that is running.
+
+        Returns:
+            The new time.
+
+        Raises:
+            UsageError: *seconds* is negative.
+        """
+        if not seconds >= 0:
+            raise UsageError(f"the clock moves forwards only, not by {seconds} s")
+        found: float = self._plane.ask("advance", seconds=seconds)
+        return found
 
 
 class LocalPlane:
@@ -94,10 +129,12 @@ class LocalPlane:
     ) -> None:
         self._state = Path(state).absolute() if state is not None else None
         named = os.environ.get("MODALKIT_LOCAL_PROFILE", "lenient")
+        self.profile = str(named if profile is None else profile)
+        """How it behaves where Modal's behaviour is unknown."""
         self._options: dict[str, Any] = {
             "snapshots": snapshots,
             "strict_image": strict_image,
-            "switches": attrs.asdict(switches.profile(str(named if profile is None else profile))),
+            "switches": attrs.asdict(switches.profile(self.profile)),
             "background_commit_s": background_commit_s,
             "provides": list(provides),
             "gpus": [str(gpu) for gpu in gpus],
@@ -106,6 +143,7 @@ class LocalPlane:
             "python": str(python or sys.executable),
             "echo_logs": echo_logs,
         }
+        self._watch = Watch(self)
         self._engine = engine
         self._extra_env = dict(env or {})
         self._process: subprocess.Popen[str] | None = None
@@ -231,25 +269,96 @@ class LocalPlane:
         found = [ContainerInfo(**fields) for fields in self.ask("containers")]
         return [container for container in found if all or container.is_alive]
 
-    def preempt(self, container: str, grace_s: float | None = None) -> None:
+    def preempt(
+        self,
+        container: str | None = None,
+        grace_s: float | None = None,
+        *,
+        after: Trigger | None = None,
+        timeout_s: float = 60.0,
+    ) -> ContainerInfo:
         """
         Preempt a container as Modal does: SIGINT, *grace_s* seconds, SIGKILL.
 
         Its input goes to a new container, and no retry is used.
 
+        Args:
+            container: Its id; None for the first one to which *after* happens.
+            grace_s: Default: that of the plane.
+            after: Wait first, until a live container writes a line with this text, or one that
+                this pattern is found in; until it has run an input for this many seconds; or until
+                this function of its `ContainerInfo` returns true. A line that was written before
+                counts too, once: the next call looks at later lines only.
+            timeout_s: How long to wait for it.
+
+        Returns:
+            The container, as it was just before.
+
         Raises:
             UnknownContainerError: There is no such live container.
+            LocalPlaneError: What it should come after did not happen in time.
         """
-        self.ask("preempt", container=container, grace_s=grace_s)
+        return self._strike("preempt", container, after, timeout_s, grace_s=grace_s)
 
-    def kill(self, container: str) -> None:
+    def kill(
+        self,
+        container: str | None = None,
+        *,
+        after: Trigger | None = None,
+        timeout_s: float = 60.0,
+    ) -> ContainerInfo:
         """
-        SIGKILL every process of a container, now.
+        SIGKILL every process of a container, now; see `preempt`.
 
         Raises:
             UnknownContainerError: There is no such live container.
+            LocalPlaneError: What it should come after did not happen in time.
         """
-        self.ask("kill", container=container)
+        return self._strike("kill", container, after, timeout_s)
+
+    def _strike(
+        self,
+        operation: str,
+        container: str | None,
+        after: Trigger | None,
+        timeout_s: float,
+        **arguments: Any,
+    ) -> ContainerInfo:
+        if after is not None:
+            return self._watch.strike(
+                after,
+                container,
+                timeout_s,
+                lambda found: self.ask(operation, container=found, **arguments),
+            )
+        if container is None:
+            raise UsageError(f"{operation} which container? Name its id, or after= what")
+        self.ask(operation, container=container, **arguments)
+        return next(found for found in self.containers(all=True) if found.id == container)
+
+    @property
+    def faults(self) -> Faults:
+        """What can be made to go wrong."""
+        return Faults(self)
+
+    @property
+    def clock(self) -> PlaneClock:
+        """The plane's clock, which can be moved on."""
+        return PlaneClock(self)
+
+    def transcript(self, since: int = 0, *, name: str | None = None) -> list[Rpc]:
+        """
+        Return the RPCs that the plane answered, the last 20,000 or 64 MiB of them.
+
+        Args:
+            since: The number of the first one.
+            name: Only those of this name, such as "VolumeCommit".
+        """
+        found: list[Rpc] = []
+        while page := [Rpc(**fields) for fields in self.ask("transcript", since=since)]:
+            found += page
+            since = page[-1].index + 1
+        return [rpc for rpc in found if name in (None, rpc.name)]
 
     def logs(self, since: int = 0) -> list[LogLine]:
         """Return what containers wrote, from line number *since* on."""
@@ -258,6 +367,22 @@ class LocalPlane:
     def volume(self, name: str) -> VolumeHandle:
         """Return a handle on a Volume."""
         return VolumeHandle(name, self)
+
+    def wait_for_line(
+        self, text: str | re.Pattern[str], timeout_s: float = 60.0, *, since: int = 0
+    ) -> LogLine:
+        """
+        Wait until a container has written a line with *text*, and return that line.
+
+        Args:
+            text: A part of the line, or a pattern to be found in it.
+            timeout_s: How long to wait for it.
+            since: The number of the first line to look at.
+
+        Raises:
+            LocalPlaneError: There was none in time.
+        """
+        return self._watch.line(text, since, timeout_s)
 
     def wait_for(
         self, predicate: Callable[[Sequence[ContainerInfo]], bool], timeout_s: float = 60.0

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from modalkit.errors import LocalPlaneError, PlaneStartError, UnknownContainerError
+from modalkit import errors
+from modalkit.errors import PlaneStartError
 
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
@@ -122,7 +123,7 @@ def ask(path: Path, operation: str, arguments: Mapping[str, Any]) -> Any:
 
     Raises:
         PlaneStartError: It does not answer.
-        UnknownContainerError: It knows no such container.
+        UsageError: It was asked for something that does not exist.
         LocalPlaneError: It answers that it cannot.
     """
     with socket.socket(socket.AF_UNIX) as connection:
@@ -140,8 +141,7 @@ def ask(path: Path, operation: str, arguments: Mapping[str, Any]) -> Any:
         raise PlaneStartError(f"the local plane ended while it was asked for {operation!r}")
     reply = json.loads(line)
     if "error" in reply:
-        kind = UnknownContainerError if operation in ("preempt", "kill") else LocalPlaneError
-        raise kind(reply["error"])
+        raise getattr(errors, reply.get("kind", "LocalPlaneError"))(reply["error"])
     return reply["result"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 
@@ -45,3 +47,29 @@ class LogLine:
     container: str
     stream: str
     text: str
+
+
+@attrs.frozen
+class Rpc:
+    """
+    One RPC that the plane answered; times are the plane's.
+
+    Attributes:
+        index: Its number, from the plane's start on.
+        time: Unix seconds when it arrived.
+        caller: "client", or the id of a container.
+        request: What was asked, without secrets; bytes as their length and digest.
+        reply: What was answered; None for an error, or while there is none yet. Of a stream, how
+            many messages it had.
+        status: Name of the gRPC status; "PENDING" while there is none yet.
+        duration_s: Seconds until it was answered.
+    """
+
+    index: int
+    time: float
+    caller: str
+    name: str
+    request: dict[str, Any]
+    reply: dict[str, Any] | None
+    status: str
+    duration_s: float

@@ -108,24 +108,31 @@ async def _amain(configuration: dict[str, Any]) -> None:
     from modalkit.local.containers import Launcher
     from modalkit.local.control import Control
     from modalkit.local.core import Config, Plane
+    from modalkit.local.faults import FaultTable
     from modalkit.local.lifesigns import LifeSigns
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.services import for_client, for_container
-    from modalkit.local.wire import servicer
+    from modalkit.local.transcript import Transcript
+    from modalkit.local.wire import Line, servicer
 
     plane = Plane(Config(**configuration), modal_version)
     plane.views.parent.mkdir(mode=0o700, exist_ok=True)
     for directory in (plane.file_store, plane.blob_store, plane.views):
         directory.mkdir(parents=True, exist_ok=True)
-    launcher = Launcher(
-        plane, lambda c: servicer(for_container(plane, scheduler, c), modal_version=modal_version)
-    )
+    faults = FaultTable(lambda volume_id: plane.volumes.by_id(volume_id).name)
+    transcript = Transcript(plane.clock, plane.hidden_values)
+
+    def serve(handlers: list[object], caller: str) -> Any:
+        line = Line(caller, plane.clock, transcript, faults)
+        return servicer(handlers, modal_version=modal_version, line=line)
+
+    launcher = Launcher(plane, lambda c: serve(for_container(plane, scheduler, c), c.id))
     scheduler = Scheduler(plane, launcher)
     http = await start_http(plane)
-    clients = Server([servicer(for_client(plane, scheduler), modal_version=modal_version)])
+    clients = Server([serve(for_client(plane, scheduler), "client")])
     await clients.start(path=str(plane.runtime / "plane.sock"))
     control = await asyncio.start_unix_server(
-        Control(plane, scheduler).serve, plane.runtime / "control.sock"
+        Control(plane, scheduler, faults, transcript).serve, plane.runtime / "control.sock"
     )
     plane.spawn(LifeSigns(plane, scheduler).watch())
     _greet({"pid": os.getpid()})

@@ -3,27 +3,65 @@ The wire: handler objects in, one gRPC servicer out.
 
 A handler is a plain object whose coroutine methods are named after RPCs. What they do is unknown
 here. An RPC that no handler offers answers UNIMPLEMENTED with its name: so an app learns what the
-plane lacks.
+plane lacks. Each RPC is recorded here, and here an owner's faults strike.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import errno
 import inspect
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import attrs
+from google.protobuf.message import DecodeError
 from grpclib import GRPCError, Status
 from modal_proto import api_grpc
 
+from modalkit.local.clock import Clock
+from modalkit.local.faults import DISK_FULL, Fault, FaultTable
+from modalkit.local.transcript import Transcript
+
 logger = logging.getLogger("modalkit.local")
+
+RECEIVE_TIMEOUT_S: Final = 60.0
+"""How long a request may take to arrive whole, once it has begun to."""
+RPCS: Final[frozenset[str]] = frozenset(api_grpc.ModalClientBase.__abstractmethods__)
 
 _UNSUPPORTED = (
     "the local plane does not model the RPC {name} (modal {version}): "
     "the feature that needs it works on Modal only"
 )
+
+
+@attrs.frozen
+class Line:
+    """What every RPC of one caller passes: "client", or the id of a container."""
+
+    caller: str
+    clock: Clock
+    transcript: Transcript
+    faults: FaultTable
+
+    async def before(self, name: str, request: Any) -> list[Fault]:
+        """Let the faults strike that come before the handler; return those that come after."""
+        struck = self.faults.strike(name, self.caller, request)
+        for fault in struck:
+            if fault.delay_s:
+                await self.clock.sleep(fault.delay_s)
+            if not fault.applied:
+                self.after([fault])
+        return struck
+
+    def after(self, struck: Sequence[Fault]) -> None:
+        """Answer with the error of a fault, if one has struck."""
+        for fault in struck:
+            if fault.status is not None:
+                raise GRPCError(Status[fault.status], fault.message)
 
 
 class _Stream(Protocol):
@@ -34,62 +72,87 @@ class _Stream(Protocol):
 Handler = Callable[[_Stream], Awaitable[None]]
 
 
-def servicer(handlers: Sequence[object], *, modal_version: str) -> Any:
+def servicer(handlers: Sequence[object], *, modal_version: str, line: Line) -> Any:
     """
     Return a gRPC servicer that answers each RPC by the handler that has a method of its name.
 
     Raises:
         TypeError: Two handlers offer the same RPC.
     """
-    names = api_grpc.ModalClientBase.__abstractmethods__
     found: dict[str, Handler] = {}
     for handler in handlers:
-        for name in names & set(dir(handler)):
+        for name in RPCS & set(dir(handler)):
             if name in found:
                 raise TypeError(f"two handlers offer {name}")
-            found[name] = _adapt(name, getattr(handler, name))
+            found[name] = _adapt(name, getattr(handler, name), line)
     methods = {
-        name: staticmethod(found.get(name) or _missing(name, modal_version)) for name in names
+        name: staticmethod(found.get(name) or _missing(name, modal_version, line)) for name in RPCS
     }
     return type("PlaneServicer", (api_grpc.ModalClientBase,), methods)()
 
 
-def _adapt(name: str, method: Callable[[Any], Any]) -> Handler:
-    return _streaming(name, method) if inspect.isasyncgenfunction(method) else _unary(name, method)
+def _adapt(name: str, method: Callable[[Any], Any], line: Line) -> Handler:
+    if inspect.isasyncgenfunction(method):
+        return _streaming(name, method, line)
+    return _unary(name, method, line)
 
 
-def _unary(name: str, method: Callable[[Any], Awaitable[Any]]) -> Handler:
+def _unary(name: str, method: Callable[[Any], Awaitable[Any]], line: Line) -> Handler:
     async def handle(stream: _Stream) -> None:
-        request = await stream.recv_message()
-        with _Translated(name):
-            reply = await method(request)
-        await stream.send_message(reply)
+        request = await _receive(stream, name)
+        with line.transcript.record(line.caller, name, request) as record:
+            struck = await line.before(name, request)
+            with _Translated(name):
+                reply = await method(request)
+            line.after(struck)
+            line.transcript.answer(record, reply)
+            await stream.send_message(reply)
 
     return handle
 
 
-def _streaming(name: str, method: Callable[[Any], AsyncIterator[Any]]) -> Handler:
+def _streaming(name: str, method: Callable[[Any], AsyncIterator[Any]], line: Line) -> Handler:
     async def handle(stream: _Stream) -> None:
-        request = await stream.recv_message()
-        with _Translated(name):
-            async for message in method(request):
-                await stream.send_message(message)
+        request = await _receive(stream, name)
+        with line.transcript.record(line.caller, name, request) as record:
+            struck = await line.before(name, request)
+            with _Translated(name):
+                async for message in method(request):
+                    record.messages += 1
+                    await stream.send_message(message)
+            line.after(struck)
 
     return handle
 
 
-def _missing(name: str, modal_version: str) -> Handler:
+def _missing(name: str, modal_version: str, line: Line) -> Handler:
     async def handle(stream: _Stream) -> None:
-        await stream.recv_message()
-        logger.warning("unsupported RPC %s", name)
-        raise GRPCError(Status.UNIMPLEMENTED, _UNSUPPORTED.format(name=name, version=modal_version))
+        request = await _receive(stream, name)
+        with line.transcript.record(line.caller, name, request):
+            logger.warning("unsupported RPC %s", name)
+            raise GRPCError(
+                Status.UNIMPLEMENTED, _UNSUPPORTED.format(name=name, version=modal_version)
+            )
 
     return handle
+
+
+async def _receive(stream: _Stream, name: str) -> Any:
+    """Return the request, or refuse what is none: grpclib would answer UNKNOWN, and be retried."""
+    try:
+        async with asyncio.timeout(RECEIVE_TIMEOUT_S):
+            request = await stream.recv_message()
+    except (DecodeError, AssertionError, NotImplementedError, TimeoutError) as error:
+        # Not a message, cut short, compressed, or never whole.
+        raise GRPCError(Status.INVALID_ARGUMENT, f"{name}: malformed request: {error}") from None
+    if request is None:
+        raise GRPCError(Status.INVALID_ARGUMENT, f"{name}: there is no request")
+    return request
 
 
 class _Translated:
     """
-    Turn a bug of ours into FAILED_PRECONDITION.
+    Turn a bug of ours into FAILED_PRECONDITION, and a full disk into what it is.
 
     grpclib's own answer is UNKNOWN, which the client retries in silence.
     """
@@ -101,11 +164,16 @@ class _Translated:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, GRPCError | ConnectionError):
-            logger.error("bug in the local plane: %s", self._name, exc_info=error)
+        if not isinstance(error, Exception) or isinstance(error, GRPCError | ConnectionError):
+            return
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise GRPCError(
-                Status.FAILED_PRECONDITION, f"bug in the local plane, {self._name}: {error!r}"
+                Status.RESOURCE_EXHAUSTED, f"{DISK_FULL} for the local plane: {error}"
             ) from error
+        logger.error("bug in the local plane: %s", self._name, exc_info=error)
+        raise GRPCError(
+            Status.FAILED_PRECONDITION, f"bug in the local plane, {self._name}: {error!r}"
+        ) from error
 
 
 def not_found(what: str) -> GRPCError:
