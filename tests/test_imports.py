@@ -58,6 +58,10 @@ def test_beside_modal_a_trainer_loads_attrs_only():
     assert new == {"modalkit", "attr", "attrs"}
 
 
+def test_the_pytest_plugin_costs_a_run_without_a_plane_nothing():
+    assert loaded("import modalkit.testing", after="import pytest") == {"modalkit"}
+
+
 def test_the_whole_public_surface_needs_no_torch_until_it_is_used():
     everything = "import modalkit\nfor name in modalkit.__all__: getattr(modalkit, name)"
     assert loaded(everything, after="import modal") & {"torch", "numpy", "rich", "click"} <= set()

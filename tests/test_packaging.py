@@ -28,9 +28,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the interpreter of a venv with only the wheel and its dependencies."""
+    return installed(wheel, tmp_path_factory.mktemp("bare") / "venv")
+
+
+def installed(wheel: Path, venv: Path, *more: str) -> Path:
+    """Make a venv with the wheel, its dependencies and *more*; return its interpreter."""
     (found,) = metadata.distributions(name="modalkit", path=[str(wheel)])
     required = [text for text in found.requires or [] if "extra ==" not in text]
-    python = closure_venv(tmp_path_factory.mktemp("bare") / "venv", *required)
+    python = closure_venv(venv, *required, *more)
     install = ["install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True)
     return python
@@ -86,6 +91,20 @@ def test_the_command_is_installed(python: Path) -> None:
     )
 
     assert "modalkit" in done.stdout
+
+
+def test_the_pytest_plugin_is_found_where_there_is_pytest(wheel: Path, tmp_path: Path) -> None:
+    """With nothing but the wheel and pytest, a test gets a plane by asking for it."""
+    python = installed(wheel, tmp_path / "venv", "pytest")
+    test = tmp_path / "test_it.py"
+    test.write_text("def test_it(plane): assert plane.profile == 'strict' and plane.pid")
+    run = ["-m", "pytest", "-q", "--strict-markers", "--modalkit-profile", "strict", test]
+    done = subprocess.run(
+        [python, "-I", *run], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
 
 
 def test_a_closure_holds_what_is_required_and_no_more() -> None:

@@ -1,0 +1,176 @@
+"""The pytest plugin, as it behaves in somebody else's test run."""
+
+from collections.abc import Callable
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+Run = Callable[..., pytest.RunResult]
+
+APP = """
+import modal
+
+app = modal.App("walks")
+
+
+@app.function()
+def walk():
+    print("STEP 3", flush=True)
+"""
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Run:
+    """Run pytest in a process of its own, on the files that were made."""
+    return lambda *arguments: pytester.runpytest_subprocess("-p", "no:xdist", *arguments)
+
+
+def test_the_plugin_loads_itself(pytestconfig: pytest.Config):
+    assert pytestconfig.pluginmanager.has_plugin("modalkit")
+
+
+def test_a_test_gets_a_plane_made_by_its_markers_and_the_command_line(
+    pytester: pytest.Pytester, run: Run
+):
+    pytester.makepyfile(
+        """
+        import os
+        import pytest
+
+        pytestmark = pytest.mark.modalkit(engine="inline", grace_s=3)
+        PIDS = set()
+
+        @pytest.mark.modalkit(profile="7", engine="auto")
+        def test_its_own_marker_wins(plane):
+            assert (plane.profile, plane._engine, plane._options["grace_s"]) == ("7", "auto", 3)
+            PIDS.add(plane.pid)
+
+        def test_the_rest_comes_from_the_module_and_the_command_line(plane):
+            assert (plane.profile, plane._engine, plane._options["grace_s"]) == ("4", "inline", 3)
+            assert plane.pid not in PIDS
+            [ended] = PIDS
+            with pytest.raises(ProcessLookupError):
+                os.kill(ended, 0)
+
+        def test_a_plane_of_ones_own_has_the_profile_too():
+            from modalkit.local import LocalPlane
+            assert LocalPlane().profile == "4"
+        """
+    )
+    result = run("--modalkit-profile", "4", "--strict-markers")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["modalkit: profile 4"])
+
+
+def test_a_failure_shows_what_the_plane_was_doing(pytester: pytest.Pytester, run: Run):
+    pytester.makefile(".py", app_walks=APP)
+    pytester.makepyfile(
+        """
+        import modal
+
+        def test_it(plane):
+            plane.deploy("app_walks.py")
+            modal.Function.from_name("walks", "walk", client=plane.client()).remote()
+            plane.wait_for_line("STEP 3")
+            assert False
+
+        def test_it_passes(plane):
+            pass
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*- local plane 'plane' -*",
+            "profile: lenient",
+            "containers (1 in all):",
+            "ta-* walks/walk (cold): *",
+            "last lines:",
+            "ta-* stdout: STEP 3",
+        ]
+    )
+    assert result.stdout.str().count("- local plane 'plane' -") == 1
+
+
+def test_a_plane_that_has_died_does_not_hide_the_failure(pytester: pytest.Pytester, run: Run):
+    pytester.makepyfile(
+        """
+        import os, signal
+
+        def test_it(plane):
+            os.kill(plane.pid, signal.SIGKILL)
+            assert "the true reason" == ""
+        """
+    )
+    result = run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the true reason*", "*the local plane*"])
+
+
+def test_a_fixture_of_that_name_goes_first(pytester: pytest.Pytester, run: Run):
+    pytester.makeconftest(
+        """
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def plane():
+            return "my own"
+        """
+    )
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_it(plane):
+            assert plane == "my own"
+
+        def test_nothing_of_the_plane_is_loaded_for_it():
+            heavy = {"modalkit.local", "modal", "torch", "structlog", "grpclib", "attrs"}
+            assert not heavy & set(sys.modules)
+        """
+    )
+    run("-p", "no:anyio", "-p", "no:hypothesispytest").assert_outcomes(passed=2)
+
+
+def test_tests_can_share_a_plane(pytester: pytest.Pytester, run: Run):
+    pytester.makeini("[pytest]\nmodalkit_plane_scope = module\n")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        pytestmark = pytest.mark.modalkit(profile="strict")
+        PIDS = []
+
+        def test_one(plane):
+            PIDS.append(plane.pid)
+            assert plane.profile == "strict"
+
+        def test_two(plane):
+            assert plane.pid == PIDS[0]
+
+        @pytest.mark.modalkit(profile="lenient")
+        def test_three(plane):
+            pass
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*the modalkit marker has no effect here*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--modalkit-profile", "harsh"], "*no profile 'harsh'*"),
+        (["-o", "modalkit_plane_scope=galaxy"], "*modalkit_plane_scope='galaxy'*"),
+    ],
+)
+def test_an_option_that_cannot_be_ends_the_run(
+    pytester: pytest.Pytester, run: Run, arguments: list[str], said: str
+):
+    pytester.makepyfile("def test_it(): pass")
+    result = run(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([said])
