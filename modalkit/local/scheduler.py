@@ -87,10 +87,10 @@ class Scheduler:
         """
         function, clock = container.function, self.plane.clock
         container.on(Event.ASKED)
-        container.has_asked = True
+        if not container.has_asked:
+            container.has_asked, container.idle_since = True, clock.monotonic()
         function.starts_failed = 0
         window_s = function.definition.autoscaler_settings.scaledown_window or DEFAULT_SCALEDOWN_S
-        idle_until = clock.monotonic() + window_s
         while container.state is not State.DRAINING:
             if function.app.is_stopping:
                 container.on(Event.DRAINED)
@@ -100,7 +100,7 @@ class Scheduler:
                     return taken
             elif container.running or not self.fleet.is_spare(function):
                 await clock.wait(function.pulse, window_s)
-            elif (left_s := idle_until - clock.monotonic()) > 0:
+            elif (left_s := container.idle_since + window_s - clock.monotonic()) > 0:
                 await clock.wait(function.pulse, left_s)
             else:
                 container.on(Event.DRAINED)
@@ -163,6 +163,7 @@ class Scheduler:
             item.timer.cancel()
         if container.state is State.BUSY and not container.running:
             container.on(Event.EMPTIED)
+            container.idle_since = self.plane.clock.monotonic()
             if container.function.definition.single_use_containers:
                 container.on(Event.DRAINED)
         if item.owner is container:

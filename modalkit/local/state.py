@@ -273,6 +273,8 @@ class Container:
     """It was killed before it had a process."""
     has_asked: bool = False
     """It got through its imports and enter hooks, and asked for an input."""
+    idle_since: float = 0.0
+    """Monotonic time since which it has had nothing to do, when it has nothing to do."""
     owed: list[tuple[Input, float]] = attrs.field(factory=list)
     """Inputs that it gave up, with the delay in seconds before they run again, once it is gone."""
     holds_snapshot: bool = False
