@@ -1,0 +1,27 @@
+"""A disk that is really full: an error in the app, no half file, and a plane that lives on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("full_disk.py")
+
+
+def test_a_full_disk_is_an_error_and_no_half_file(tmp_path: Path):
+    mount = f'mount -t tmpfs -o size=24m tmpfs {tmp_path} && exec "$0" "$@"'
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", mount, sys.executable, SCRIPT, tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "no space left" in found["said"].lower()
+    assert found["said"].startswith(("OSError", "ResourceExhaustedError"))
+    assert found["sizes"]
+    assert set(found["sizes"]) == {2 << 20}
+    assert found["left"] == {"last.txt": "there is room"}
+    assert "bug in the local plane" not in done.stderr
