@@ -289,10 +289,11 @@ class Faults:
         """
         Have every `commit()` of a Volume answer as over a full disk, until it is removed.
 
-        What the plane answers when its disk is full, RESOURCE_EXHAUSTED, and nothing is committed;
-        the app may still write to its own view. What Modal answers is not known.
+        It is what the plane answers when its own disk is full: `commit()` raises RuntimeError, and
+        nothing is committed; the app may still write to its own view. What Modal answers is not
+        known.
         """
-        return self.fail_commit(volume, times=None, status="RESOURCE_EXHAUSTED", message=DISK_FULL)
+        return self.fail_commit(volume, times=None, status="FAILED_PRECONDITION", message=DISK_FULL)
 
     def freeze(self, container: str) -> FrozenContainer:
         """

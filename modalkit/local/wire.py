@@ -152,7 +152,7 @@ async def _receive(stream: _Stream, name: str) -> Any:
 
 class _Translated:
     """
-    Turn a bug of ours into FAILED_PRECONDITION, and a full disk into what it is.
+    Turn a bug of ours into FAILED_PRECONDITION, and say of a full disk that it is one.
 
     grpclib's own answer is UNKNOWN, which the client retries in silence.
     """
@@ -167,9 +167,8 @@ class _Translated:
         if not isinstance(error, Exception) or isinstance(error, GRPCError | ConnectionError):
             return
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise GRPCError(
-                Status.RESOURCE_EXHAUSTED, f"{DISK_FULL} for the local plane: {error}"
-            ) from error
+            message = f"{DISK_FULL} for the local plane: {error}"
+            raise GRPCError(Status.FAILED_PRECONDITION, message) from error
         logger.error("bug in the local plane: %s", self._name, exc_info=error)
         raise GRPCError(
             Status.FAILED_PRECONDITION, f"bug in the local plane, {self._name}: {error!r}"
