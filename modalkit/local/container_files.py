@@ -79,7 +79,7 @@ class ContainerFiles:
         inherited = {name: v for name, v in os.environ.items() if INHERITED.fullmatch(name)}
         secrets: dict[str, str] = {}
         for secret_id in function.definition.secret_ids:
-            secrets.update(self.plane.secrets[secret_id])
+            secrets.update(self.plane.objects.secret(secret_id))
         interpreter = str(Path(self.plane.config.python).parent)
         code = [str(directory / name) for name in CODE_DIRECTORIES]
         runtime = {

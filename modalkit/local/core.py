@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +19,9 @@ from typing import Any, Literal
 import attrs
 from modal_proto import api_pb2
 
-from modalkit.local.clock import Clock
+from modalkit.local.clock import Clock, Pulse
 from modalkit.local.image_commands import ImageFacts, parse
+from modalkit.local.object_store import ObjectStore, object_directory
 from modalkit.local.processes import views_directory
 from modalkit.local.reports import LogLine
 from modalkit.local.state import App, Call, Container, Function, Input
@@ -45,7 +47,7 @@ class Config:
     runtime: str
     """Directory with the sockets and the tasks; 0700, removed at the end."""
     state: str
-    """Directory with the Volumes."""
+    """Directory with the Volumes, Dicts, Queues and Secrets."""
     engine: Engine = "inline"
     snapshots: bool | None = None
     """None: deployed apps only, as on Modal."""
@@ -93,8 +95,8 @@ class Plane:
     containers: dict[str, Container] = attrs.field(factory=dict)
     mounts: dict[str, list[api_pb2.MountFile]] = attrs.field(factory=dict)
     images: dict[str, Image] = attrs.field(factory=dict)
-    secrets: dict[str, dict[str, str]] = attrs.field(factory=dict)
-    secret_names: dict[str, str] = attrs.field(factory=dict)
+    queue_pulses: defaultdict[str, Pulse] = attrs.field(factory=lambda: defaultdict(Pulse))
+    """Beats at each put into the Queue of this id, and when it is deleted."""
     log_lines: list[LogLine] = attrs.field(factory=list)
     http_url: str = ""
     is_closing: bool = False
@@ -104,6 +106,12 @@ class Plane:
             lambda self: VolumeRegistry(Path(self.config.state) / "volumes"), takes_self=True
         )
     )
+    objects: ObjectStore = attrs.field(
+        default=attrs.Factory(
+            lambda self: ObjectStore(object_directory(self.config.state)), takes_self=True
+        )
+    )
+    """Dicts, Queues and Secrets."""
 
     @property
     def runtime(self) -> Path:

@@ -116,6 +116,7 @@ async def _amain(configuration: dict[str, Any]) -> None:
     from modalkit.local.wire import Line, servicer
 
     plane = Plane(Config(**configuration), modal_version)
+    plane.objects.delete_anonymous()
     plane.views.parent.mkdir(mode=0o700, exist_ok=True)
     for directory in (plane.file_store, plane.blob_store, plane.views):
         directory.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from modalkit.local.services.apps import AppService, UploadService
 from modalkit.local.services.calls import CallService
 from modalkit.local.services.containers import ContainerService
+from modalkit.local.services.dicts import DictService
 from modalkit.local.services.functions import FunctionService
-from modalkit.local.services.objects import SecretService
+from modalkit.local.services.queues import QueueService
 from modalkit.local.services.scaling import ScalingService
+from modalkit.local.services.secrets import SecretService
 from modalkit.local.volume_service import VolumeService
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def for_client(plane: Plane, scheduler: Scheduler, caller: Container | None = No
         FunctionService(plane, scheduler),
         ScalingService(plane, scheduler),
         CallService(plane, scheduler),
+        DictService(plane),
+        QueueService(plane),
         SecretService(plane),
         VolumeService(plane, caller),
     ]
