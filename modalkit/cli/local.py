@@ -11,6 +11,7 @@ from typing import Literal
 
 import click
 
+from modalkit.cli.secret import secret
 from modalkit.local import LocalPlane
 
 Engine = Literal["auto", "inline", "fork"]
@@ -19,6 +20,9 @@ Engine = Literal["auto", "inline", "fork"]
 @click.group()
 def local() -> None:
     """Run Modal apps on this machine, without an account."""
+
+
+local.add_command(secret)
 
 
 @local.command(

@@ -85,11 +85,6 @@ class Adder:
 
 
 @app.function()
-def add(adder: Adder, x: int) -> int:
-    return adder.add.remote(x)
-
-
-@app.function()
 def nested_names() -> list[int]:
     numbers = modal.Queue.from_name("from-a-container", create_if_missing=True)
     numbers.put_many([1, 2])
