@@ -8,6 +8,7 @@ it is.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from modalkit.local.core import Plane
 
 CHUNK_BYTES = 1 << 20
+BLOB_ID = re.compile(r"(bl|block)-[0-9a-f]+")
+"""Of a payload, or of a block of a file; each is a file of this name."""
 MAX_BODY_BYTES = 1 << 40
 
 
@@ -43,7 +46,9 @@ class _Files:
         self._plane = plane
 
     def _blob(self, request: web.Request) -> Path:
-        return self._plane.blob_store / Path(request.match_info["id"]).name
+        if not BLOB_ID.fullmatch(request.match_info["id"]):
+            raise web.HTTPNotFound
+        return self._plane.blob_store / request.match_info["id"]
 
     async def put_blob(self, request: web.Request) -> web.Response:
         """Store one payload; the client compares the ETag with the MD5 that it computed."""

@@ -180,11 +180,16 @@ class Plane:
 
     def emit_output(self, container: Container, descriptor: int, text: str) -> None:
         """Append output of a container to the logs of its app."""
+        function = container.function
         item = api_pb2.TaskLogs(data=text, file_descriptor=descriptor, timestamp=time.time())  # type: ignore[arg-type]
+        if len(container.running) == 1:  # with several at once nobody knows whose it is
+            [running] = container.running.values()
+            item.input_id, item.function_call_id = running.id, running.call.id
         self.emit(
-            container.function.app,
+            function.app,
             task_id=container.id,
-            function_id=container.function.id,
+            function_id=function.id,
+            root_function_id=(function.base or function).id,
             items=[item],
         )
 

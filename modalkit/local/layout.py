@@ -17,12 +17,13 @@ def app_layout(plane: Plane, app: App, function: Function | None = None) -> api_
 
     The entrypoint hydrates from nothing else.
     """
-    layout = api_pb2.AppLayout(function_ids=app.function_ids, class_ids=app.class_ids)
-    for function_id in app.function_ids.values():
+    published = function.published if function else app
+    layout = api_pb2.AppLayout(function_ids=published.function_ids, class_ids=published.class_ids)
+    for function_id in published.function_ids.values():
         layout.objects.add(
             object_id=function_id, function_handle_metadata=plane.functions[function_id].metadata
         )
-    for class_id in app.class_ids.values():
+    for class_id in published.class_ids.values():
         layout.objects.add(
             object_id=class_id, class_handle_metadata=class_metadata(plane, class_id)
         )

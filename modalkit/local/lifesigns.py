@@ -55,9 +55,8 @@ class LifeSigns:
                 self._look_at_container(container)
 
     def _look_at_client(self, app: App) -> None:
-        is_silent = time.monotonic() - app.last_seen > IDLE_CLIENT_S
-        if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL and not app.is_stopping:
-            self._plane.spawn(self._scheduler.stop_app(app))
+        if time.monotonic() - app.last_seen > IDLE_CLIENT_S and not app.is_stopping:
+            self._plane.spawn(self._scheduler.leave_app(app))
 
     def _look_at_call(self, call: Call) -> None:
         now, is_sync = self._plane.clock.monotonic(), is_waited_for(call)

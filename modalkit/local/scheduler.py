@@ -313,9 +313,22 @@ class Scheduler:
                 self.launcher.send(container, signal.SIGKILL)
             self.fleet.drain(container)
         await asyncio.gather(*(self._stop_container(c) for c in containers))
-        app.app_state = api_pb2.APP_STATE_STOPPED
+        app.app_state, app.stopped_at = api_pb2.APP_STATE_STOPPED, self.plane.clock.time()
         app.is_done = True
         self.plane.emit(app, app_done=True)
+
+    async def leave_app(self, app: App) -> None:
+        """End what an app's client left: at once, a detached one when its calls are done."""
+        if app.app_state == api_pb2.APP_STATE_DETACHED:
+            app.app_state = api_pb2.APP_STATE_DETACHED_DISCONNECTED
+            while calls := [
+                c for c in self.plane.calls.values() if c.function.app is app and c.unfinished
+            ]:
+                for call in calls:
+                    await self.plane.clock.wait_until(call.pulse, lambda c=call: not c.unfinished)  # type: ignore[misc]
+            await self.stop_app(app)
+        elif app.app_state == api_pb2.APP_STATE_EPHEMERAL:
+            await self.stop_app(app)
 
     def _of(self, app: App, holds: Callable[[Container], bool]) -> list[Container]:
         return [c for c in self.plane.containers.values() if c.function.app is app and holds(c)]

@@ -101,6 +101,29 @@ class Status(enum.Enum):
     DONE = "done"
 
 
+@attrs.frozen(eq=False)
+class Deployment:
+    """One version of an app: what it was published with."""
+
+    version: int
+    deployed_at: float
+    request: Any  # api_pb2.AppPublishRequest
+    definitions: dict[str, tuple[Any, Any]]
+    """Definition (api_pb2.Function) and handle metadata of each function, by tag."""
+    pinned: dict[str, str] = attrs.field(factory=dict)
+    """Id of the function that keeps running this version, by tag, where somebody asked for it."""
+
+    @property
+    def function_ids(self) -> dict[str, str]:
+        """Return the ids of the functions that it was published with, by tag."""
+        return dict(self.request.function_ids)
+
+    @property
+    def class_ids(self) -> dict[str, str]:
+        """Return the ids of its classes, by tag."""
+        return dict(self.request.class_ids)
+
+
 @attrs.define(eq=False)
 class App:
     """One app: ephemeral (`modal run`) or deployed."""
@@ -108,6 +131,14 @@ class App:
     id: str
     name: str
     app_state: int
+    created_at: float = 0.0
+    """Unix seconds, as all times of day here."""
+    stopped_at: float = 0.0
+    tags: dict[str, str] = attrs.field(factory=dict)
+    deployments: list[Deployment] = attrs.field(factory=list)
+    """Its versions, the first one first."""
+    warnings: dict[str, list[str]] = attrs.field(factory=dict)
+    """What will not happen here of what its functions ask for, by function id."""
     function_ids: dict[str, str] = attrs.field(factory=dict)
     class_ids: dict[str, str] = attrs.field(factory=dict)
     logs: list[api_pb2.TaskLogsBatch] = attrs.field(factory=list)
@@ -132,6 +163,8 @@ class Function:
     definition: Any  # api_pb2.Function
     metadata: Any  # api_pb2.FunctionHandleMetadata
     base: Function | None = None
+    pinned_to: Deployment | None = None
+    """The version that it keeps running, whatever is deployed later."""
     parameters: bytes = b""
     options: Any = None  # api_pb2.FunctionOptions
     pending: deque[Input] = attrs.field(factory=deque)
@@ -151,6 +184,11 @@ class Function:
     """The one failure of a restore that the plane was asked for has happened."""
     pulse: Pulse = attrs.field(factory=Pulse)
     """Beats when inputs wait, and when containers come, change state or go."""
+
+    @property
+    def published(self) -> App | Deployment:
+        """Where it finds the other functions by tag: its app, or the version it is pinned to."""
+        return (self.base or self).pinned_to or self.app
 
     @property
     def live(self) -> list[Container]:
@@ -192,6 +230,8 @@ class Call:
     id: str
     function: Function
     invocation_type: int
+    parent_input_id: str = ""
+    """The input that made this call, when a container did."""
     inputs: list[Input] = attrs.field(factory=list)
     outputs: list[Any] = attrs.field(
         factory=list

@@ -25,6 +25,7 @@ from modal_proto import api_grpc
 from modalkit.local.clock import Clock
 from modalkit.local.faults import DISK_FULL, Fault, FaultTable
 from modalkit.local.transcript import Transcript
+from modalkit.local.features import feature
 
 logger = logging.getLogger("modalkit.local")
 
@@ -33,8 +34,8 @@ RECEIVE_TIMEOUT_S: Final = 60.0
 RPCS: Final[frozenset[str]] = frozenset(api_grpc.ModalClientBase.__abstractmethods__)
 
 _UNSUPPORTED = (
-    "the local plane does not model the RPC {name} (modal {version}): "
-    "the feature that needs it works on Modal only"
+    "the local plane does not model this part of {feature}: it works on Modal only "
+    "(RPC {name}, modal {version})"
 )
 
 
@@ -130,9 +131,8 @@ def _missing(name: str, modal_version: str, line: Line) -> Handler:
         request = await _receive(stream, name)
         with line.transcript.record(line.caller, name, request):
             logger.warning("unsupported RPC %s", name)
-            raise GRPCError(
-                Status.UNIMPLEMENTED, _UNSUPPORTED.format(name=name, version=modal_version)
-            )
+            message = _UNSUPPORTED.format(feature=feature(name), name=name, version=modal_version)
+            raise GRPCError(Status.UNIMPLEMENTED, message)
 
     return handle
 

@@ -190,5 +190,6 @@ def test_a_failing_import_or_hook_reaches_the_caller(
 
 
 def test_an_rpc_that_is_not_modelled_says_its_name(client: modal.Client) -> None:
-    with pytest.raises(modal.exception.UnimplementedError, match="QueueGetOrCreate"):
-        modal.Queue.from_name("q", create_if_missing=True, client=client).hydrate()
+    said = r"network file systems.*SharedVolumeGetOrCreate, modal 1\."
+    with pytest.raises(modal.exception.UnimplementedError, match=said):
+        modal.NetworkFileSystem.from_name("q", create_if_missing=True, client=client).hydrate()

@@ -9,6 +9,8 @@ from modalkit.local.services.calls import CallService
 from modalkit.local.services.containers import ContainerService
 from modalkit.local.services.dicts import DictService
 from modalkit.local.services.functions import FunctionService
+from modalkit.local.services.inspection import InspectionService
+from modalkit.local.services.logs import LogService
 from modalkit.local.services.queues import QueueService
 from modalkit.local.services.scaling import ScalingService
 from modalkit.local.services.secrets import SecretService
@@ -24,6 +26,8 @@ def for_client(plane: Plane, scheduler: Scheduler, caller: Container | None = No
     """Return the handlers of what anybody may ask."""
     return [
         AppService(plane, scheduler),
+        LogService(plane, scheduler),
+        InspectionService(plane, scheduler),
         UploadService(plane),
         FunctionService(plane, scheduler),
         ScalingService(plane, scheduler),

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
+import copy
 import hashlib
 import os
 import re
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from modalkit.local.blobs import BLOB_ID
 from modalkit.local.core import ENVIRONMENT, Image
 from modalkit.local.layout import app_layout
-from modalkit.local.state import App, new_id
+from modalkit.local.object_store import NAME
+from modalkit.local.services.inspection import app_metadata
+from modalkit.local.state import App, Deployment, new_id
 from modalkit.local.wire import not_found
 
 if TYPE_CHECKING:
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 
 IMAGE_BUILDER = "2025.06"
 """The image builder that the plane claims: it decides which commands the client sends."""
+APP_ID_LENGTH = len("ap-") + 22
+"""By their length modal's commands tell ids of apps from names."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
-LOST_CLIENT_S = 3.0
-"""How long an ephemeral app lives on when its client's log stream breaks without a goodbye."""
 
 
 class AppService:
-    """Apps and their logs."""
+    """The life of apps: what their own clients say."""
 
     def __init__(self, plane: Plane, scheduler: Scheduler) -> None:
         self._plane = plane
@@ -59,28 +61,34 @@ class AppService:
         return app
 
     def _create(self, name: str, app_state: int) -> App:
-        app = App(new_id("ap"), name, app_state, last_seen=time.monotonic())
+        app = App(
+            new_id("ap").ljust(APP_ID_LENGTH, "0"),
+            name,
+            app_state,
+            created_at=self._plane.clock.time(),
+            last_seen=time.monotonic(),
+        )
         self._plane.apps[app.id] = app
         return app
 
     async def AppCreate(self, request: api_pb2.AppCreateRequest) -> api_pb2.AppCreateResponse:
         app = self._create(request.description, request.app_state)
+        app.tags = dict(request.tags)
         return api_pb2.AppCreateResponse(app_id=app.id, app_page_url=f"local plane, app {app.id}")
 
     async def AppGetOrCreate(
         self, request: api_pb2.AppGetOrCreateRequest
     ) -> api_pb2.AppGetOrCreateResponse:
-        app_id = self._plane.deployed.get(request.app_name)
-        if app_id is None:
-            app_id = self._create(request.app_name, api_pb2.APP_STATE_DEPLOYED).id
-            self._plane.deployed[request.app_name] = app_id
-        return api_pb2.AppGetOrCreateResponse(app_id=app_id)
-
-    async def AppGetByDeploymentName(
-        self, request: api_pb2.AppGetByDeploymentNameRequest
-    ) -> api_pb2.AppGetByDeploymentNameResponse:
-        app_id = self._plane.deployed.get(request.name, "")
-        return api_pb2.AppGetByDeploymentNameResponse(app_id=app_id, environment_name=ENVIRONMENT)
+        """Find an app by its name or id, or make one without functions."""
+        name = request.app_name
+        app = self._plane.apps.get(self._plane.deployed.get(name, name))
+        if app is None:
+            if request.object_creation_type != api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING:
+                raise not_found(f"App '{name}' not found")
+            _check_name(name)
+            app = self._create(name, api_pb2.APP_STATE_DEPLOYED)
+            self._plane.deployed[name] = app.id
+        return api_pb2.AppGetOrCreateResponse(app_id=app.id, handle_metadata=app_metadata(app))
 
     async def AppGetLayout(
         self, request: api_pb2.AppGetLayoutRequest
@@ -93,29 +101,52 @@ class AppService:
         self._app(request.app_id)
         return Empty()
 
-    async def AppSetTags(self, _request: api_pb2.AppSetTagsRequest) -> Empty:
+    async def AppSetTags(self, request: api_pb2.AppSetTagsRequest) -> Empty:
+        self._app(request.app_id).tags = dict(request.tags)
         return Empty()
 
     async def AppPublish(self, request: api_pb2.AppPublishRequest) -> api_pb2.AppPublishResponse:
-        app = self._app(request.app_id)
+        """Let an app run, or deploy a version of it; its functions may be called from now on."""
+        app, now = self._app(request.app_id), self._plane.clock.time()
+        if request.staged:
+            raise GRPCError(
+                Status.UNIMPLEMENTED, "the local plane does not model staged deployments"
+            )
         app.function_ids, app.class_ids = dict(request.function_ids), dict(request.class_ids)
         app.app_state = request.app_state or app.app_state
+        app.tags.update(request.tags)
         for tag, class_id in app.class_ids.items():
             self._plane.classes[class_id] = app.function_ids.get(f"{tag}.*", "")
         if request.app_state == api_pb2.APP_STATE_DEPLOYED:
+            _check_name(request.name)
             app.name = request.name
             self._plane.deployed[app.name] = app.id
+            app.deployments.append(self._version(app, request, now))
         for function in list(self._plane.functions.values()):
             if function.app is app:  # variants too
                 self._scheduler.fleet.scale(function)
+        warnings = [line for i in app.function_ids.values() for line in app.warnings.get(i, ())]
         return api_pb2.AppPublishResponse(
-            url=f"local plane, app {app.name or app.id}", deployed_at=self._plane.clock.time()
+            url=f"local plane, app {app.name or app.id}",
+            deployed_at=now,
+            server_warnings=[
+                api_pb2.Warning(
+                    type=api_pb2.Warning.WARNING_TYPE_FUNCTION_CONFIGURATION, message=line
+                )
+                for line in warnings
+            ],
         )
 
+    def _version(self, app: App, request: api_pb2.AppPublishRequest, at: float) -> Deployment:
+        kept = {}
+        for tag, function_id in app.function_ids.items():
+            function = self._plane.functions[function_id]
+            kept[tag] = copy.deepcopy(function.definition), copy.deepcopy(function.metadata)
+        return Deployment(len(app.deployments) + 1, at, request, kept)
+
     async def AppClientDisconnect(self, request: api_pb2.AppClientDisconnectRequest) -> Empty:
-        app = self._app(request.app_id)
-        if app.app_state == api_pb2.APP_STATE_EPHEMERAL:
-            self._plane.spawn(self._scheduler.stop_app(app))
+        """End an ephemeral app, and a detached one when its calls are done."""
+        self._plane.spawn(self._scheduler.leave_app(self._app(request.app_id)))
         return Empty()
 
     async def AppStop(self, request: api_pb2.AppStopRequest) -> Empty:
@@ -124,61 +155,12 @@ class AppService:
         await self._scheduler.stop_app(app)
         return Empty()
 
-    async def AppGetLogs(
-        self, request: api_pb2.AppGetLogsRequest
-    ) -> AsyncIterator[api_pb2.TaskLogsBatch]:
-        app = self._app(request.app_id)
-        position = int(request.last_entry_id.partition("-")[0] or 0)
-        clock = self._plane.clock
-        deadline = clock.monotonic() + request.timeout
-        is_broken = True
-        app.open_streams += 1
-        try:
-            while True:
-                while position < len(app.logs):
-                    position += 1
-                    yield app.logs[position - 1]
-                if app.is_done or clock.monotonic() >= deadline:
-                    is_broken = False
-                    return
-                await clock.wait(app.pulse, deadline - clock.monotonic())
-        finally:
-            app.open_streams -= 1
-            app.last_seen = time.monotonic()
-            if is_broken and not app.is_stopping:
-                self._plane.spawn(self._reap_if_silent(app, LOST_CLIENT_S))
 
-    async def _reap_if_silent(self, app: App, patience_s: float) -> None:
-        """Stop an ephemeral app whose client broke off and gives no other sign of life."""
-        broke_at = time.monotonic()
-        await asyncio.sleep(patience_s)
-        is_silent = app.last_seen <= broke_at and not app.open_streams
-        if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL:
-            await self._scheduler.stop_app(app)
-
-    async def ContainerStop(
-        self, request: api_pb2.ContainerStopRequest
-    ) -> api_pb2.ContainerStopResponse:
-        container = self._plane.containers.get(request.task_id)
-        if container is None:
-            raise not_found(f"no container {request.task_id}")
-        self._scheduler.fleet.drain(container)
-        if not request.graceful:
-            self._scheduler.launcher.send(container, signal.SIGINT)
-        return api_pb2.ContainerStopResponse()
-
-    async def TaskList(self, _request: api_pb2.TaskListRequest) -> api_pb2.TaskListResponse:
-        live = [c for c in self._plane.containers.values() if c.is_alive]
-        return api_pb2.TaskListResponse(
-            tasks=[
-                api_pb2.TaskStats(
-                    task_id=c.id,
-                    app_id=c.function.app.id,
-                    started_at=c.launched_at,
-                    enqueued_at=c.launched_at,
-                )
-                for c in live
-            ]
+def _check_name(name: str) -> None:
+    if not NAME.match(name):
+        raise GRPCError(
+            Status.INVALID_ARGUMENT,
+            f"{name!r} is no app's name: Modal allows 1 to 64 of a-z A-Z 0-9 - _ .",
         )
 
 
@@ -207,7 +189,7 @@ class UploadService:
 
     def _has(self, sha256_hex: str) -> bool:
         if not SHA256.fullmatch(sha256_hex):
-            raise ValueError(f"{sha256_hex!r} is no sha256")
+            raise GRPCError(Status.INVALID_ARGUMENT, f"{sha256_hex!r} is no sha256")
         return (self._plane.file_store / sha256_hex).exists()
 
     async def MountBatchedCheckExistence(
@@ -223,7 +205,7 @@ class UploadService:
         if not self._has(request.sha256_hex) and kind is not None:
             target = self._plane.file_store / request.sha256_hex
             if kind == "data_blob_id":
-                os.link(self._plane.blob_store / Path(request.data_blob_id).name, target)
+                os.link(self._plane.blob_store / _blob_name(request.data_blob_id), target)
             else:
                 target.write_bytes(request.data)
         return api_pb2.MountPutFileResponse(exists=self._has(request.sha256_hex))
@@ -231,6 +213,12 @@ class UploadService:
     async def MountGetOrCreate(
         self, request: api_pb2.MountGetOrCreateRequest
     ) -> api_pb2.MountGetOrCreateResponse:
+        for file in request.files:
+            _check_file(file)
+            if not self._has(file.sha256_hex):
+                raise GRPCError(
+                    Status.FAILED_PRECONDITION, f"mount file {file.filename!r} was never uploaded"
+                )
         mount_id = new_id("mo")
         self._plane.mounts[mount_id] = list(request.files)
         metadata = api_pb2.MountHandleMetadata(content_checksum_sha256_hex="0")
@@ -248,5 +236,20 @@ class UploadService:
 
     async def BlobGet(self, request: api_pb2.BlobGetRequest) -> api_pb2.BlobGetResponse:
         return api_pb2.BlobGetResponse(
-            download_url=self._plane.blob_url(f"blob/{Path(request.blob_id).name}")
+            download_url=self._plane.blob_url(f"blob/{_blob_name(request.blob_id)}")
+        )
+
+
+def _blob_name(blob_id: str) -> str:
+    if not BLOB_ID.fullmatch(blob_id):
+        raise GRPCError(Status.INVALID_ARGUMENT, f"{blob_id!r} is no blob's id")
+    return blob_id
+
+
+def _check_file(file: api_pb2.MountFile) -> None:
+    """Refuse a name that leads out of the container's files, or to none of them."""
+    parts = PurePosixPath(os.path.normpath(file.filename.lstrip("/"))).parts
+    if not parts or ".." in parts or "\0" in file.filename:
+        raise GRPCError(
+            Status.INVALID_ARGUMENT, f"mount file {file.filename!r} points outside of the image"
         )

@@ -44,7 +44,12 @@ class CallService:
         function = self._plane.functions.get(request.function_id)
         if function is None or function.app.is_stopping:
             raise not_found(f"no function {request.function_id}, or its app was stopped")
-        call = Call(new_id("fc"), function, request.function_call_invocation_type)
+        call = Call(
+            new_id("fc"),
+            function,
+            request.function_call_invocation_type,
+            parent_input_id=request.parent_input_id,
+        )
         call.made_at, call.last_listened = self._plane.clock.monotonic(), time.monotonic()
         call.retried_by_client = is_waited_for(call) and (
             self._plane.config.switches.retry_delay == "client"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
+from modalkit.local import features
 from modalkit.local.layout import class_metadata
-from modalkit.local.state import Function, new_id
+from modalkit.local.state import App, Function, new_id
 from modalkit.local.wire import not_found
 
 if TYPE_CHECKING:
@@ -58,6 +61,12 @@ class FunctionService:
             definition = request.function
         else:  # a list of GPUs: one ranked definition each
             definition = request.function_data.ranked_functions[0].function
+        if problem := features.refusal(definition):
+            raise GRPCError(
+                Status.UNIMPLEMENTED,
+                f"{definition.function_name} cannot run on the local plane: {problem}",
+            )
+        function.app.warnings[function.id] = features.warnings(definition)
         function.definition = api_pb2.Function()
         function.definition.CopyFrom(definition)
         function.version += 1
@@ -75,14 +84,31 @@ class FunctionService:
         )
 
     async def FunctionGet(self, request: api_pb2.FunctionGetRequest) -> api_pb2.FunctionGetResponse:
-        function = self._function(
-            self._published(request.app_name, "function_ids", request.object_tag)
-        )
+        """Find a function of a deployed app, or of one version of it."""
+        app = self._deployed(request.app_name, request.object_tag)
+        version = request.app_version or len(app.deployments)
+        if version == len(app.deployments):
+            function = self._function(_tagged(app, app.function_ids, request.object_tag))
+        else:
+            function = self._pinned(app, version, request.object_tag)
         return api_pb2.FunctionGetResponse(
             function_id=function.id,
             handle_metadata=function.metadata,
             function=_function_data(function),
         )
+
+    def _pinned(self, app: App, version: int, tag: str) -> Function:
+        """Return the function that goes on running what an older version of *app* has."""
+        if not 1 <= version <= len(app.deployments):
+            raise not_found(f"app {app.name!r} has the versions 1 to {len(app.deployments)}")
+        deployment = app.deployments[version - 1]
+        _tagged(app, deployment.function_ids, tag)
+        if tag not in deployment.pinned:
+            function = Function(new_id("fu"), app, *deployment.definitions[tag])
+            function.pinned_to = deployment
+            self._plane.functions[function.id] = function
+            deployment.pinned[tag] = function.id
+        return self._plane.functions[deployment.pinned[tag]]
 
     async def FunctionGetById(
         self, request: api_pb2.FunctionGetByIdRequest
@@ -92,25 +118,14 @@ class FunctionService:
             function=_function_data(function), handle_metadata=function.metadata
         )
 
-    def _published(self, app_name: str, kind: str, tag: str) -> str:
+    def _deployed(self, app_name: str, tag: str) -> App:
         app = self._plane.apps.get(self._plane.deployed.get(app_name, ""))
-        found: dict[str, str] = (
-            getattr(app, kind) if app is not None and not app.is_stopping else {}
-        )
-        if tag not in found:
+        if app is None or app.is_stopping:
             raise not_found(
                 f"no deployed app {app_name!r} with {tag!r}; "
                 f"deployed here: {sorted(self._plane.deployed)}"
             )
-        return found[tag]
-
-    async def FunctionGetCurrentStats(
-        self, request: api_pb2.FunctionGetCurrentStatsRequest
-    ) -> api_pb2.FunctionStats:
-        function = self._function(request.function_id)
-        return api_pb2.FunctionStats(
-            backlog=len(function.pending), num_total_tasks=len(function.live)
-        )
+        return app
 
     async def ClassCreate(self, request: api_pb2.ClassCreateRequest) -> api_pb2.ClassCreateResponse:
         class_id = request.existing_class_id or new_id("cs")
@@ -120,7 +135,8 @@ class FunctionService:
         )
 
     async def ClassGet(self, request: api_pb2.ClassGetRequest) -> api_pb2.ClassGetResponse:
-        class_id = self._published(request.app_name, "class_ids", request.object_tag)
+        app = self._deployed(request.app_name, request.object_tag)
+        class_id = _tagged(app, app.class_ids, request.object_tag)
         return api_pb2.ClassGetResponse(
             class_id=class_id, handle_metadata=class_metadata(self._plane, class_id)
         )
@@ -129,6 +145,8 @@ class FunctionService:
         self, request: api_pb2.FunctionBindParamsRequest
     ) -> api_pb2.FunctionBindParamsResponse:
         base = self._function(request.function_id)
+        if request.function_options.cloud_bucket_mounts:
+            raise GRPCError(Status.UNIMPLEMENTED, "the local plane does not model CloudBucketMount")
         key = (
             base.id,
             request.serialized_params,
@@ -151,6 +169,13 @@ class FunctionService:
         return api_pb2.FunctionBindParamsResponse(
             bound_function_id=variant.id, handle_metadata=variant.metadata
         )
+
+
+def _tagged(app: App, ids: Mapping[str, str], tag: str) -> str:
+    if tag in ids:
+        return ids[tag]
+    kind = "is a class: use modal.Cls.from_name" if f"{tag}.*" in ids else "is not there"
+    raise not_found(f"{tag!r} of app {app.name!r} {kind}; it has {sorted(ids)}")
 
 
 def _describe(function: Function, source: Any) -> None:
