@@ -31,7 +31,7 @@ FEATURES: Final = {
     "AppRollover": "`modal app rollover`; deploy again instead",
     "Attempt": _INPUT_PLANE,
     "AuditLog": "audit logs",
-    "AuthTokenGet": _INPUT_PLANE,
+    "AuthTokenGet": f"Sandboxes (`modal.Sandbox`), or {_INPUT_PLANE}",
     "Blob": "large payloads",
     "Class": _FUNCTIONS,
     "CliCommandSuggest": "suggestions of modal's command line",
@@ -160,9 +160,7 @@ def warnings(definition: api_pb2.Function) -> list[str]:
         for method, details in definition.method_definitions.items()
         if details.webhook_config.type
     ]
-    found += [
-        f"the web endpoint {each} is not served here: `get_web_url()` returns None" for each in web
-    ]
+    found += [f"the web endpoint {each} is not served here, and has no URL" for each in web]
     if definition.block_network or definition.HasField("network_access"):
         found.append(f"the network of {name} is not restricted here")
     if definition.HasField("proxy_id"):
