@@ -4,7 +4,7 @@ An embedded emulation of Modal's control plane: the real client and entrypoint, 
 It knows nothing of the rest of modalkit, and of Modal only what its client shows.
 """
 
-from modalkit.local.plane import LocalPlane
+from modalkit.local.plane import LocalPlane, RunningPlane
 from modalkit.local.reports import ContainerInfo, LogLine, Rpc
 
-__all__ = ["ContainerInfo", "LocalPlane", "LogLine", "Rpc"]
+__all__ = ["ContainerInfo", "LocalPlane", "LogLine", "Rpc", "RunningPlane"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modalkit.local.core import Plane
 
 CHUNK_BYTES = 1 << 20
-BLOB_ID = re.compile(r"(bl|block)-[0-9a-f]+")
+BLOB_ID = re.compile(r"(bl|block)-[0-9a-z]+")
 """Of a payload, or of a block of a file; each is a file of this name."""
 MAX_BODY_BYTES = 1 << 40
 

@@ -21,6 +21,7 @@ from modal_proto import api_pb2
 
 from modalkit.local.clock import Clock, Pulse
 from modalkit.local.image_commands import ImageFacts, parse
+from modalkit.local.keep import Keep
 from modalkit.local.object_store import ObjectStore, object_directory
 from modalkit.local.processes import views_directory
 from modalkit.local.reports import LogLine
@@ -47,7 +48,7 @@ class Config:
     runtime: str
     """Directory with the sockets and the tasks; 0700, removed at the end."""
     state: str
-    """Directory with the Volumes, Dicts, Queues and Secrets."""
+    """Directory with Volumes, objects, uploads, and what is kept of deployed apps."""
     engine: Engine = "inline"
     snapshots: bool | None = None
     """None: deployed apps only, as on Modal."""
@@ -112,21 +113,26 @@ class Plane:
         )
     )
     """Dicts, Queues and Secrets."""
+    keep: Keep = attrs.field(
+        default=attrs.Factory(
+            lambda self: Keep(Path(self.config.state) / "plane.db"), takes_self=True
+        )
+    )
 
     @property
     def runtime(self) -> Path:
-        """The directory with sockets, uploads and tasks."""
+        """The directory with sockets and tasks."""
         return Path(self.config.runtime)
 
     @property
     def file_store(self) -> Path:
         """Directory of uploaded mount files, each named by the sha256 of its content, in hex."""
-        return self.runtime / "files"
+        return Path(self.config.state) / "files"
 
     @property
     def blob_store(self) -> Path:
         """Directory of uploaded payloads."""
-        return self.runtime / "blobs"
+        return Path(self.config.state) / "blobs"
 
     @property
     def views(self) -> Path:

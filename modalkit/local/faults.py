@@ -18,7 +18,7 @@ import attrs
 from modalkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from modalkit.local.plane import LocalPlane
+    from modalkit.local.plane import RunningPlane
 
 STATUSES: Final = (
     "CANCELLED",
@@ -153,7 +153,7 @@ class PlantedFault:
 
     fault: Fault
     _number: int
-    _plane: LocalPlane
+    _plane: RunningPlane
 
     @property
     def strikes(self) -> int:
@@ -177,7 +177,7 @@ class FrozenContainer:
     """A container whose processes are stopped. As a context manager it thaws with its block."""
 
     container: str
-    _plane: LocalPlane
+    _plane: RunningPlane
 
     def thaw(self) -> None:
         """Let it go on (SIGCONT)."""
@@ -198,7 +198,7 @@ class Faults:
     What is planted stays until it is removed, or until the end of its `with` block.
     """
 
-    _plane: LocalPlane
+    _plane: RunningPlane
 
     def fail(
         self,

@@ -13,7 +13,7 @@ import re
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -151,9 +151,12 @@ class ObjectStore:
         """Remove an object with all that it holds."""
         self._db.execute("DELETE FROM objects WHERE id = ?", (object_id,))
 
-    def delete_anonymous(self) -> None:
-        """Remove what a plane that has ended made without a name."""
-        self._db.execute("DELETE FROM objects WHERE name IS NULL")
+    def delete_anonymous(self, spare: Collection[str] = ()) -> None:
+        """Remove what a plane that has ended made without a name, but the ids to *spare*."""
+        nameless = self._db.execute("SELECT id FROM objects WHERE name IS NULL").fetchall()
+        self._db.executemany(
+            "DELETE FROM objects WHERE id = ?", [row for row in nameless if row[0] not in spare]
+        )
 
     # ------------------------------------------------------------------ Dicts and Secrets
 

@@ -1,4 +1,4 @@
-"""`LocalPlane`: an owner's handle on a plane that runs in a process of its own."""
+"""`LocalPlane`: handles on a plane that runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class VolumeHandle:
     """A Volume, as its committed tree."""
 
     name: str
-    _plane: LocalPlane
+    _plane: RunningPlane
 
     def committed(self) -> Path:
         """
@@ -50,7 +50,7 @@ class PlaneClock:
     Processes, in containers and of clients, have the machine's clock, which nobody moves.
     """
 
-    _plane: LocalPlane
+    _plane: RunningPlane
 
     def time(self) -> float:
         """Return its Unix seconds."""
@@ -76,127 +76,44 @@ class PlaneClock:
         return found
 
 
-class LocalPlane:
+class RunningPlane:
     """
-    Run Modal apps on this machine: the real client, the real entrypoint, no account.
-
-    A context manager. The plane ends with its block, however that ends, and leaves no process and
-    no file behind but what is in *state*.
+    A plane that is up, and how it is used, asked and poked.
 
     Args:
-        state: Directory that keeps Volumes from one plane to the next; None for a temporary one.
-        engine: How a memory snapshot is taken: "inline" goes on in the same process (works
-            with every modal, no speed-up), "fork" restores in milliseconds, "auto" is fork where
-            the installed modal allows it.
-        snapshots: None for deployed apps only, as on Modal; True also under `run`; False never.
-        strict_image: An import that the image's install steps do not cover fails, as it would on
-            Modal; else it warns.
-        profile: How it behaves where Modal's behaviour is unknown: "lenient", "strict", a number
-            that seeds a draw, and changes such as "strict,same_input_twice=never"; see
-            `modalkit.local.switches`. Default: $MODALKIT_LOCAL_PROFILE, or "lenient".
-        background_commit_s: Seconds between background commits of Volumes; 0 for none. Modal says
-            "every few seconds".
-        provides: Distributions that base images bring which the plane cannot read.
-        gpus: Indices or UUIDs of the GPUs here that containers with a `gpu=` may use. Default:
-            none is visible.
-        grace_s: Seconds between the interrupt and the kill of a preemption. Default: Modal's 30.
-        heartbeat_timeout_s: Seconds of silence after which a container is taken for dead. Modal's
-            limit is not public.
-        python: Interpreter of the containers. Default: this one.
+        directory: The plane's own directory, with its sockets.
         env: Further environment variables for the `modal` commands that are started here.
-        echo_logs: Copy all container output to this process's stderr.
-
-    Raises:
-        PlaneStartError: It did not start; the reason is in the message.
     """
 
-    def __init__(
-        self,
-        state: str | Path | None = None,
-        *,
-        engine: Literal["auto", "inline", "fork"] = "auto",
-        snapshots: bool | None = None,
-        strict_image: bool = False,
-        profile: str | int | None = None,
-        background_commit_s: float = 5.0,
-        provides: Sequence[str] = (),
-        gpus: Sequence[str | int] = (),
-        grace_s: float = 30.0,
-        heartbeat_timeout_s: float = 300.0,
-        python: str | Path | None = None,
-        env: Mapping[str, str] | None = None,
-        echo_logs: bool = False,
-    ) -> None:
-        self._state = Path(state).absolute() if state is not None else None
-        named = os.environ.get("MODALKIT_LOCAL_PROFILE", "lenient")
-        self.profile = str(named if profile is None else profile)
-        """How it behaves where Modal's behaviour is unknown."""
-        self._options: dict[str, Any] = {
-            "snapshots": snapshots,
-            "strict_image": strict_image,
-            "switches": attrs.asdict(switches.profile(self.profile)),
-            "background_commit_s": background_commit_s,
-            "provides": list(provides),
-            "gpus": [str(gpu) for gpu in gpus],
-            "grace_s": grace_s,
-            "heartbeat_timeout_s": heartbeat_timeout_s,
-            "python": str(python or sys.executable),
-            "echo_logs": echo_logs,
-        }
+    def __init__(self, directory: Path, env: Mapping[str, str] | None = None) -> None:
+        self._runtime: Path | None = directory
         self._watch = Watch(self)
-        self._engine = engine
         self._extra_env = dict(env or {})
-        self._process: subprocess.Popen[str] | None = None
-        self._runtime: Path | None = None
-        self.pid = 0
-        """Process id of the plane; its parent is the warden."""
 
-    # ------------------------------------------------------------------ life
-
-    def __enter__(self) -> Self:
-        if sys.platform != "linux":
+    @property
+    def _directory(self) -> Path:
+        if self._runtime is None:
             raise PlaneStartError(
-                f"the local plane needs Linux (namespaces, /proc), and this is {sys.platform}; "
-                "run it in a Linux virtual machine or container"
+                "the local plane is not running: use it inside of `with LocalPlane() as plane:`"
             )
-        engine = choose_engine(self._engine)
-        self._runtime, state = plane_process.make_directories(self._state)
-        configuration = {
-            **self._options,
-            "runtime": str(self._runtime),
-            "state": str(state),
-            "engine": engine,
-        }
-        try:
-            self._process = plane_process.start(configuration)
-            self.pid = plane_process.greeting(self._process)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            plane_process.stop(process)
-        if self._runtime is not None:
-            shutil.rmtree(self._runtime, ignore_errors=True)
+        return self._runtime
 
     # ------------------------------------------------------------------ modal's own tools
 
     @property
     def env(self) -> dict[str, str]:
         """The variables that point a modal client here; no token of yours is among them."""
+        return self.settings(self._directory)
+
+    @staticmethod
+    def settings(directory: Path) -> dict[str, str]:
+        """Return the variables that point a modal client at the plane in *directory*."""
         return {
-            "MODAL_SERVER_URL": f"unix://{self._directory}/plane.sock",
+            "MODAL_SERVER_URL": f"unix://{directory}/plane.sock",
             "MODAL_TOKEN_ID": "ak-local",
             "MODAL_TOKEN_SECRET": "as-local",
-            "MODAL_CONFIG_PATH": str(self._directory / "modal.toml"),
+            "MODAL_CONFIG_PATH": str(directory / "modal.toml"),
+            plane_process.PLANE_VARIABLE: str(directory),
         }
 
     def client(self) -> modal.Client:
@@ -404,13 +321,168 @@ class LocalPlane:
         """Send one request to the plane's control socket and return the result."""
         return plane_process.ask(self._directory / "control.sock", operation, arguments)
 
-    @property
-    def _directory(self) -> Path:
-        if self._process is None or self._runtime is None:
+    def down(self) -> None:
+        """End a plane that stays: its containers as by SIGKILL, everything of it is gone then."""
+        plane_process.end(self._directory)
+
+
+class LocalPlane(RunningPlane):
+    """
+    Run Modal apps on this machine: the real client, the real entrypoint, no account.
+
+    A context manager. The plane ends with its block, however that ends, and leaves no process and
+    no file behind but what is in *state*.
+
+    Args:
+        state: Directory that keeps Volumes, deployed apps and results from one plane to the next;
+            None for a temporary one.
+        engine: How a memory snapshot is taken: "inline" goes on in the same process (works
+            with every modal, no speed-up), "fork" restores in milliseconds, "auto" is fork where
+            the installed modal allows it.
+        snapshots: None for deployed apps only, as on Modal; True also under `run`; False never.
+        strict_image: An import that the image's install steps do not cover fails, as it would on
+            Modal; else it warns.
+        profile: How it behaves where Modal's behaviour is unknown: "lenient", "strict", a number
+            that seeds a draw, and changes such as "strict,same_input_twice=never"; see
+            `modalkit.local.switches`. Default: $MODALKIT_LOCAL_PROFILE, or "lenient".
+        background_commit_s: Seconds between background commits of Volumes; 0 for none. Modal says
+            "every few seconds".
+        provides: Distributions that base images bring which the plane cannot read.
+        gpus: Indices or UUIDs of the GPUs here that containers with a `gpu=` may use. Default:
+            none is visible.
+        grace_s: Seconds between the interrupt and the kill of a preemption. Default: Modal's 30.
+        heartbeat_timeout_s: Seconds of silence after which a container is taken for dead. Modal's
+            limit is not public.
+        python: Interpreter of the containers. Default: this one.
+        env: Further environment variables for the `modal` commands that are started here.
+        echo_logs: Copy all container output to this process's stderr.
+
+    Raises:
+        PlaneStartError: It did not start; the reason is in the message.
+    """
+
+    def __init__(
+        self,
+        state: str | Path | None = None,
+        *,
+        engine: Literal["auto", "inline", "fork"] = "auto",
+        snapshots: bool | None = None,
+        strict_image: bool = False,
+        profile: str | int | None = None,
+        background_commit_s: float = 5.0,
+        provides: Sequence[str] = (),
+        gpus: Sequence[str | int] = (),
+        grace_s: float = 30.0,
+        heartbeat_timeout_s: float = 300.0,
+        python: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        echo_logs: bool = False,
+    ) -> None:
+        self._state = Path(state).absolute() if state is not None else None
+        named = os.environ.get("MODALKIT_LOCAL_PROFILE", "lenient")
+        self.profile = str(named if profile is None else profile)
+        """How it behaves where Modal's behaviour is unknown."""
+        self._options: dict[str, Any] = {
+            "snapshots": snapshots,
+            "strict_image": strict_image,
+            "switches": attrs.asdict(switches.profile(self.profile)),
+            "background_commit_s": background_commit_s,
+            "provides": list(provides),
+            "gpus": [str(gpu) for gpu in gpus],
+            "grace_s": grace_s,
+            "heartbeat_timeout_s": heartbeat_timeout_s,
+            "python": str(python or sys.executable),
+            "echo_logs": echo_logs,
+        }
+        self._engine = engine
+        self._extra_env = dict(env or {})
+        self._watch = Watch(self)
+        self._process: subprocess.Popen[str] | None = None
+        self._runtime = None
+        self.pid = 0
+        """Process id of the plane; its parent is the warden."""
+
+    # ------------------------------------------------------------------ life
+
+    def __enter__(self) -> Self:
+        runtime, configuration = self._configure(stays=False)
+        self._runtime = runtime
+        try:
+            self._process = plane_process.start(configuration)
+            self.pid = plane_process.greeting(self._process).pid
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        process, self._process = self._process, None
+        runtime, self._runtime = self._runtime, None
+        if process is not None:
+            plane_process.stop(process)
+        if runtime is not None and self._state is None:  # else it may be the next plane's by now
+            shutil.rmtree(runtime, ignore_errors=True)
+
+    def up(self) -> plane_process.Greeting:
+        """
+        Start a plane that stays, also when this process ends; `LocalPlane.attach` finds it.
+
+        Without a *state* it has the one of this user's planes that stay.
+        """
+        self._state = self._state or plane_process.default_state()
+        _, configuration = self._configure(stays=True)
+        log = self._state / plane_process.LOG
+        process = plane_process.start(configuration, log)
+        try:
+            return plane_process.greeting(process, log)
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            plane_process.let_go(process)
+
+    @staticmethod
+    def attach(state: str | Path | None = None) -> RunningPlane:
+        """
+        Return the plane that is up with this *state*.
+
+        Without one: the plane that $MODALKIT_LOCAL_PLANE names, or the one with the default state.
+
+        Raises:
+            PlaneStartError: There is none.
+        """
+        runtime = plane_process.find(Path(state).absolute() if state is not None else None)
+        if runtime is None:
+            named = os.environ.get(plane_process.PLANE_VARIABLE)
+            where = state or named or plane_process.default_state()
+            option = f" --state {state}" if state else ""
             raise PlaneStartError(
-                "the local plane is not running: use it inside of `with LocalPlane() as plane:`"
+                f"no local plane is up at {where}; `modalkit local up{option}` starts one"
             )
-        return self._runtime
+        return RunningPlane(runtime)
+
+    def _configure(self, *, stays: bool) -> tuple[Path, dict[str, Any]]:
+        """Make its directories; return its own one, and what its process is told."""
+        if sys.platform != "linux":
+            raise PlaneStartError(
+                f"the local plane needs Linux (namespaces, /proc), and this is {sys.platform}; "
+                "run it in a Linux virtual machine or container"
+            )
+        engine = choose_engine(self._engine)
+        runtime, state = plane_process.make_directories(self._state)
+        return runtime, {
+            **self._options,
+            "runtime": str(runtime),
+            "state": str(state),
+            "engine": engine,
+            "kept": self._state is not None,
+            "stays": stays,
+        }
 
 
 def choose_engine(wanted: Literal["auto", "inline", "fork"]) -> Literal["inline", "fork"]:

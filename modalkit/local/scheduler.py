@@ -61,6 +61,7 @@ class Scheduler:
         self.plane.inputs[item.id] = item
         call.inputs.append(item)
         call.unfinished += 1
+        self.plane.keep.accepted(item)
         self.enqueue(item)
         return item
 
@@ -232,6 +233,7 @@ class Scheduler:
         item.payload.CopyFrom(payload)
         item.retries = count or item.retries + 1
         item.call.closed_at = None
+        self.plane.keep.accepted(item)
         self._run_again(item, 0.0)
 
     def finish(self, item: Input, outcome: Outcome, container: Container | None = None) -> None:
@@ -258,6 +260,7 @@ class Scheduler:
         call.unfinished -= 1
         if not call.unfinished:
             call.closed_at = self.plane.clock.monotonic()
+        self.plane.keep.finished(item, output, self.plane.clock.time())
         call.pulse.beat()
 
     def fail_pending(self, function: Function, result: Result) -> None:
@@ -299,7 +302,8 @@ class Scheduler:
         """Stop *app*: its inputs fail, its containers end."""
         if app.is_stopping:
             return
-        app.is_stopping = True
+        app.is_stopping, app.stopped_at = True, self.plane.clock.time()
+        self.plane.keep.stopped(app)
         containers = self._of(app, lambda c: c.is_alive)
         for item in list(self.plane.inputs.values()):
             if item.call.function.app is app and item.status in (Status.PENDING, Status.WAITING):
@@ -313,7 +317,7 @@ class Scheduler:
                 self.launcher.send(container, signal.SIGKILL)
             self.fleet.drain(container)
         await asyncio.gather(*(self._stop_container(c) for c in containers))
-        app.app_state, app.stopped_at = api_pb2.APP_STATE_STOPPED, self.plane.clock.time()
+        app.app_state = api_pb2.APP_STATE_STOPPED
         app.is_done = True
         self.plane.emit(app, app_done=True)
 

@@ -2,10 +2,11 @@
 The plane's process, and the warden that outlives it.
 
 `python -m modalkit.local.server` reads its configuration as one JSON line from stdin, answers with
-one line when it serves, and ends when stdin does: its owner is gone then, however it died. The
-first process becomes the warden and forks the plane. The kernel hands orphans of any depth to the
-warden (PR_SET_CHILD_SUBREAPER), so when the plane ends, even by SIGKILL, it kills every process
-that is left and removes the directories.
+one line when it serves, and ends when stdin does: its owner is gone then, however it died. A plane
+that stays ends by SIGTERM only. The first process becomes the warden and forks the plane. The
+kernel hands orphans of any depth to the warden (PR_SET_CHILD_SUBREAPER), so when the plane ends,
+even by SIGKILL, it kills every process that is left and removes the directories. Both hold the
+claim on the state directory, so the next plane does not start before that is done.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import json
 import logging
 import os
@@ -26,6 +26,7 @@ from typing import Any
 
 from modalkit.errors import LocalPlaneError
 from modalkit.local.boot import die_with_parent
+from modalkit.local.claim import Claim, Holder
 from modalkit.local.processes import descendants, views_directory
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
@@ -36,18 +37,34 @@ SWEEP_S = 10.0
 def main() -> None:
     """Run the plane under a warden."""
     configuration = json.loads(sys.stdin.readline())
+    try:
+        claim = _claim(configuration)
+    except LocalPlaneError as error:
+        _greet({"error": str(error)})
+        sys.exit(1)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     warden = os.getpid()
     plane = os.fork()
     if plane == 0:
         die_with_parent(warden)
-        _serve(configuration)
+        _serve(configuration, claim)
         os._exit(0)
     os.close(sys.stdout.fileno())  # the owner reads the plane's end from this pipe
     signal.signal(signal.SIGTERM, lambda *_: os.kill(plane, signal.SIGTERM))
     status = _guard(plane)
     _sweep(configuration)
+    if status == 0:
+        claim.write(None)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _claim(configuration: dict[str, Any]) -> Claim:
+    state = Path(configuration["state"])
+    claim = Claim(state)
+    if configuration["kept"]:
+        claim.renew(Path(configuration["runtime"]), state)
+    shutil.rmtree(state / ".views", ignore_errors=True)  # left by one that was killed
+    return claim
 
 
 def _guard(plane: int) -> int:
@@ -76,22 +93,14 @@ def _sweep(configuration: dict[str, Any]) -> None:
     shutil.rmtree(configuration["runtime"], ignore_errors=True)
 
 
-def _serve(configuration: dict[str, Any]) -> None:
-    state = Path(configuration["state"])
-    with (state / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _greet({"error": f"another plane is using {state}; give each its own state directory"})
-            return
-        shutil.rmtree(state / ".views", ignore_errors=True)  # left by one that was killed
-        level = os.environ.get("MODALKIT_LOCAL_LOG", "warning").upper()
-        logging.basicConfig(level="WARNING", format="[local plane] %(message)s")
-        logging.getLogger("modalkit.local").setLevel(level)
-        try:
-            asyncio.run(_amain(configuration))
-        except LocalPlaneError as error:
-            _greet({"error": str(error)})
+def _serve(configuration: dict[str, Any], claim: Claim) -> None:
+    level = os.environ.get("MODALKIT_LOCAL_LOG", "warning").upper()
+    logging.basicConfig(level="WARNING", format="[local plane] %(message)s")
+    logging.getLogger("modalkit.local").setLevel(level)
+    try:
+        asyncio.run(_amain(configuration, claim))
+    except LocalPlaneError as error:
+        _greet({"error": str(error)})
 
 
 def _greet(greeting: dict[str, Any]) -> None:
@@ -99,7 +108,7 @@ def _greet(greeting: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def _amain(configuration: dict[str, Any]) -> None:
+async def _amain(configuration: dict[str, Any], claim: Claim) -> None:
     """Serve until the owner closes our stdin, or SIGTERM."""
     from grpclib.server import Server
     from modal_version import __version__ as modal_version
@@ -115,11 +124,10 @@ async def _amain(configuration: dict[str, Any]) -> None:
     from modalkit.local.transcript import Transcript
     from modalkit.local.wire import Line, servicer
 
+    stays, _ = configuration.pop("stays"), configuration.pop("kept")
     plane = Plane(Config(**configuration), modal_version)
-    plane.objects.delete_anonymous()
-    plane.views.parent.mkdir(mode=0o700, exist_ok=True)
-    for directory in (plane.file_store, plane.blob_store, plane.views):
-        directory.mkdir(parents=True, exist_ok=True)
+    for directory in (plane.file_store, plane.blob_store, plane.views.parent, plane.views):
+        directory.mkdir(mode=0o700, exist_ok=True)
     faults = FaultTable(lambda volume_id: plane.volumes.by_id(volume_id).name)
     transcript = Transcript(plane.clock, plane.hidden_values)
 
@@ -129,6 +137,8 @@ async def _amain(configuration: dict[str, Any]) -> None:
 
     launcher = Launcher(plane, lambda c: serve(for_container(plane, scheduler, c), c.id))
     scheduler = Scheduler(plane, launcher)
+    unfinished = plane.keep.restore(plane)
+    plane.objects.delete_anonymous(spare=plane.keep.needed(plane))
     http = await start_http(plane)
     clients = Server([serve(for_client(plane, scheduler), "client")])
     await clients.start(path=str(plane.runtime / "plane.sock"))
@@ -136,21 +146,30 @@ async def _amain(configuration: dict[str, Any]) -> None:
         Control(plane, scheduler, faults, transcript).serve, plane.runtime / "control.sock"
     )
     plane.spawn(LifeSigns(plane, scheduler).watch())
-    _greet({"pid": os.getpid()})
-    await _owner_gone()
+    for item in unfinished:
+        scheduler.enqueue(item)
+    for function in list(plane.functions.values()):
+        scheduler.fleet.scale(function)
+    claim.write(Holder(os.getpid(), os.getppid(), str(plane.runtime)))
+    report = {"was_killed": claim.left is not None, "apps": len(plane.deployed)}
+    _greet({"pid": os.getpid(), **report, "inputs": len(unfinished)})
+    await _end(stays=stays)
     plane.is_closing = True
     control.close()
     clients.close()
     plane.volumes.close()
     await http.cleanup()
+    plane.keep.close()
 
 
-async def _owner_gone() -> None:
+async def _end(*, stays: bool) -> None:
+    """Return at SIGTERM, or when the owner of a plane that does not stay is gone."""
     loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
-    gone = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, gone.set)
-    loop.add_reader(stdin, lambda: None if os.read(stdin, 1 << 12) else gone.set())
-    await gone.wait()
+    end = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, end.set)
+    if not stays:
+        loop.add_reader(stdin, lambda: None if os.read(stdin, 1 << 12) else end.set())
+    await end.wait()
 
 
 if __name__ == "__main__":

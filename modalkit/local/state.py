@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import itertools
 import secrets
+import string
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from modalkit.local.volumes import View
 
 _counter = itertools.count(1)
-_generation = secrets.token_hex(3)
+_generation = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(6))
 
 MAX_LOSSES = 8
 """Containers that an input may lose before its call fails; modal's `MAX_INTERNAL_FAILURE_COUNT`."""

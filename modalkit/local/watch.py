@@ -12,7 +12,7 @@ from modalkit.errors import LocalPlaneError, UnknownContainerError
 from modalkit.local.reports import ContainerInfo, LogLine
 
 if TYPE_CHECKING:
-    from modalkit.local.plane import LocalPlane
+    from modalkit.local.plane import RunningPlane
 
 POLL_S = 0.02
 LINES_SHOWN = 10
@@ -24,7 +24,7 @@ Trigger = str | re.Pattern[str] | float | Callable[[ContainerInfo], bool]
 class Watch:
     """What one owner waits for in his plane."""
 
-    def __init__(self, plane: LocalPlane) -> None:
+    def __init__(self, plane: RunningPlane) -> None:
         self._plane = plane
         self._since = 0
         """Lines before this one have had their effect."""
@@ -94,7 +94,7 @@ class Watch:
         )
 
 
-def describe(plane: LocalPlane) -> str:
+def describe(plane: RunningPlane) -> str:
     """Say in words which containers there are, and what was written last."""
     found = plane.containers(all=True)
     shown = [_container(container) for container in found[-LINES_SHOWN:]] or ["none"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from modalkit.cli.local import local
+
 from .conftest import APPS
 
 BARE = {"PATH": "/usr/bin:/bin", "HOME": os.environ["HOME"]}  # no activated venv
@@ -49,8 +51,15 @@ def test_state_keeps_volumes_between_runs(tmp_path: Path) -> None:
     assert "NOTE anna step 3" in done.stdout
 
 
-@pytest.mark.parametrize(("flags", "snapshots"), [((), False), (("--snapshots",), True)])
-@pytest.mark.parametrize("engine", ["inline", "fork", "auto"])
+@pytest.mark.parametrize(
+    ("engine", "flags", "snapshots"),
+    [
+        ("fork", (), False),  # whether one is taken does not depend on how
+        ("inline", ("--snapshots",), True),
+        ("fork", ("--snapshots",), True),
+        ("auto", ("--snapshots",), True),
+    ],
+)
 def test_snapshots_are_taken_when_they_are_asked_for(
     tmp_path: Path, engine: str, flags: tuple[str, ...], snapshots: bool
 ) -> None:
@@ -118,6 +127,12 @@ def test_help_teaches(tmp_path: Path) -> None:
     said = modalkit("local", "run", "--help", cwd=tmp_path).stdout
     for word in ("APP_REF", "--engine", "--snapshots", "--strict-image", "--state", "Examples:"):
         assert word in said
+    # What `up` is told for a plane that stays, `run` is told for its own.
+    options = [parameter.name for parameter in local.commands["up"].params]
+    assert options
+    assert options == [p.name for p in local.commands["run"].params if p.name in options]
+    for name, command in local.commands.items():
+        assert "Examples:" in (command.help or ""), name
 
 
 def test_an_app_that_does_not_exist_is_modals_own_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import modal
 import pytest
 
 from modalkit.errors import LocalPlaneError, PlaneStartError
-from modalkit.local import LocalPlane, plane_process
+from modalkit.local import LocalPlane, claim, plane_process
 from modalkit.local.processes import descendants
 
 from .conftest import APPS, lines
@@ -175,7 +175,8 @@ def test_an_ordinary_end_leaves_nothing_but_the_state(tmp_path: Path) -> None:
         pids = [container.pid for container in plane.containers(all=True)]
     assert not any(map(is_running, pids))
     assert plane_directories() <= before
-    assert {path.name for path in (tmp_path / "state").iterdir()} == {"volumes", ".lock"}
+    kept = {"volumes", "objects", "files", "blobs", "plane.db", ".lock"}
+    assert {path.name for path in (tmp_path / "state").iterdir()} == kept
     with LocalPlane(tmp_path / "state") as plane:
         assert list(plane.volume("attempts").committed().iterdir())
 
@@ -229,7 +230,7 @@ def test_a_plane_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_tmpdir_too_long_for_sockets_is_not_used(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, excess: int
 ) -> None:
-    room = plane_process.LONGEST_TMPDIR - len(str(temporary)) - 1
+    room = claim.LONGEST_TMPDIR - len(str(temporary)) - 1
     long = temporary / ("x" * (room + excess))
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))

@@ -122,6 +122,7 @@ class AppService:
             app.name = request.name
             self._plane.deployed[app.name] = app.id
             app.deployments.append(self._version(app, request, now))
+            self._plane.keep.published(self._plane, app)
         for function in list(self._plane.functions.values()):
             if function.app is app:  # variants too
                 self._scheduler.fleet.scale(function)

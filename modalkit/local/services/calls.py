@@ -37,7 +37,8 @@ class CallService:
     def _accept(
         self, call: Call, items: Iterable[api_pb2.FunctionPutInputsItem]
     ) -> list[api_pb2.FunctionPutInputsResponseItem]:
-        accepted = [self._scheduler.add_input(call, item.idx, item.input) for item in items]
+        with self._plane.keep.together():
+            accepted = [self._scheduler.add_input(call, item.idx, item.input) for item in items]
         return [_receipt(item) for item in accepted]
 
     async def FunctionMap(self, request: api_pb2.FunctionMapRequest) -> api_pb2.FunctionMapResponse:
@@ -55,6 +56,7 @@ class CallService:
             self._plane.config.switches.retry_delay == "client"
         )
         self._plane.calls[call.id] = call
+        self._plane.keep.called(call)
         return api_pb2.FunctionMapResponse(
             function_call_id=call.id,
             function_call_jwt=encode_token(call=call.id),

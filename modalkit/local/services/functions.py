@@ -108,6 +108,7 @@ class FunctionService:
             function.pinned_to = deployment
             self._plane.functions[function.id] = function
             deployment.pinned[tag] = function.id
+            self._plane.keep.bound(function)
         return self._plane.functions[deployment.pinned[tag]]
 
     async def FunctionGetById(
@@ -165,6 +166,7 @@ class FunctionService:
             _derive(variant)
             self._plane.functions[variant.id] = variant
             self._plane.variants[key] = variant.id
+            self._plane.keep.bound(variant)
         variant = self._plane.functions[self._plane.variants[key]]
         return api_pb2.FunctionBindParamsResponse(
             bound_function_id=variant.id, handle_metadata=variant.metadata

@@ -20,6 +20,7 @@ class ScalingService:
     def __init__(self, plane: Plane, scheduler: Scheduler) -> None:
         self._plane = plane
         self._fleet = scheduler.fleet
+        self._keep = plane.keep
 
     def _function(self, function_id: str) -> Function:
         if function_id not in self._plane.functions:
@@ -43,6 +44,7 @@ class ScalingService:
         settings = function.definition.autoscaler_settings
         for field, value in request.settings.ListFields():
             setattr(settings, field.name, value)
+        self._keep.bound(function)
         self._fleet.scale(function)
         self._fleet.shrink(function)
         function.pulse.beat()

@@ -1,0 +1,410 @@
+"""
+What a plane keeps beyond its own end: deployed apps, the calls of their functions, and results.
+
+One SQLite file beside the Volumes. Each change is in it before a client hears of it, so a plane
+that is killed has lost no input that it accepted; a machine without power may lose the last
+seconds. An app that was not deployed ends with its client, and nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+from google.protobuf.message import DecodeError
+from modal_proto import api_pb2
+
+from modalkit.errors import LocalPlaneError
+from modalkit.local.lifesigns import RESULTS_KEPT_S
+from modalkit.local.state import App, Call, Deployment, Function, Input, Status, is_waited_for
+
+if TYPE_CHECKING:
+    from modalkit.local.core import Plane
+
+logger = logging.getLogger("modalkit.local")
+
+APPLICATION_ID: Final = int.from_bytes(b"mkit", "big")
+SCHEMA_VERSION: Final = 1
+SCHEMA: Final = f"""
+BEGIN;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+CREATE TABLE apps (id TEXT PRIMARY KEY, record TEXT, stopped_at REAL);
+CREATE TABLE deployments (
+  id TEXT PRIMARY KEY, app TEXT REFERENCES apps ON DELETE CASCADE, deployed_at REAL, request BLOB);
+CREATE TABLE versions (
+  id TEXT PRIMARY KEY, deployment TEXT REFERENCES deployments ON DELETE CASCADE, tag TEXT,
+  definition BLOB, metadata BLOB);
+CREATE TABLE functions (
+  id TEXT PRIMARY KEY, app TEXT REFERENCES apps ON DELETE CASCADE, base TEXT, version INTEGER,
+  parameters BLOB, options BLOB, definition BLOB, metadata BLOB, pinned TEXT);
+CREATE TABLE uploads (id TEXT PRIMARY KEY, record BLOB);
+CREATE TABLE calls (
+  id TEXT PRIMARY KEY, function TEXT REFERENCES functions ON DELETE CASCADE, kind INTEGER);
+CREATE TABLE inputs (
+  id TEXT PRIMARY KEY, call TEXT REFERENCES calls ON DELETE CASCADE, idx INTEGER,
+  payload BLOB, output BLOB, finished_at REAL);
+CREATE INDEX inputs_of_call ON inputs (call);
+COMMIT;
+"""
+APP_FIELDS: Final = (
+    "name",
+    "function_ids",
+    "class_ids",
+    "created_at",
+    "stopped_at",
+    "tags",
+    "warnings",
+)
+
+
+class Keep:
+    """
+    Writes down what happens, for the plane that comes after this one.
+
+    Args:
+        path: The file; it is made where it is missing, readable for this user only.
+
+    Raises:
+        LocalPlaneError: The file is damaged, of another version or not ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._apps: set[str] = set()
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        with self._readable():
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._check()
+            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+                self._db.execute(f"PRAGMA {pragma}")
+
+    def _check(self) -> None:
+        """Make the tables of a new file; refuse one that was written by somebody else."""
+        if not self._number("SELECT count(*) FROM sqlite_master"):
+            self._db.executescript(SCHEMA)
+        if self._number("PRAGMA application_id") != APPLICATION_ID:
+            raise LocalPlaneError(f"{self.path} was not written by modalkit; move it away")
+        version = self._number("PRAGMA user_version")
+        if version != SCHEMA_VERSION:
+            raise LocalPlaneError(
+                f"{self.path} was written by another version of modalkit (its format is {version}, "
+                f"this one's {SCHEMA_VERSION}); use that version, or delete the file: it has "
+                "deployed apps and results, but no Volumes"
+            )
+
+    def _number(self, query: str) -> int:
+        return int(self._db.execute(query).fetchone()[0])
+
+    def close(self) -> None:
+        """Write no more."""
+        self._db.close()
+
+    # ------------------------------------------------------------------ what happens
+
+    def published(self, plane: Plane, app: App) -> None:
+        """Keep *app* as it is deployed now, with all that its containers need."""
+        functions = [function for function in plane.functions.values() if function.app is app]
+        with self.together():
+            self._apps.add(app.id)
+            self._keep_app(app)
+            self._keep_deployment(app, app.deployments[-1])
+            for function in functions:
+                self.bound(function)
+            for identifier in _uploads(plane, functions):
+                self._put("uploads", id=identifier, record=_packed(plane, identifier))
+
+    def stopped(self, app: App) -> None:
+        """Keep that *app* was stopped; its results stay as long as those of others."""
+        if app.id in self._apps:
+            self._keep_app(app)
+
+    def _keep_app(self, app: App) -> None:
+        record = json.dumps({field: getattr(app, field) for field in APP_FIELDS})
+        self._put("apps", id=app.id, record=record, stopped_at=app.stopped_at)
+
+    def _keep_deployment(self, app: App, deployment: Deployment) -> None:
+        identifier = f"{app.id}/{deployment.version}"
+        request = deployment.request.SerializeToString()
+        at = deployment.deployed_at
+        self._put("deployments", id=identifier, app=app.id, deployed_at=at, request=request)
+        for tag, (definition, metadata) in deployment.definitions.items():
+            self._put(
+                "versions",
+                id=f"{identifier}/{tag}",
+                deployment=identifier,
+                tag=tag,
+                definition=definition.SerializeToString(),
+                metadata=metadata.SerializeToString(),
+            )
+
+    def bound(self, function: Function) -> None:
+        """Keep a function, a variant of one, or one pinned to a version, as it is now."""
+        if function.app.id not in self._apps:
+            return
+        options, pin = function.options, function.pinned_to
+        tags = [tag for tag, i in pin.pinned.items() if i == function.id] if pin else []
+        self._put(
+            "functions",
+            id=function.id,
+            app=function.app.id,
+            base=function.base.id if function.base else None,
+            version=function.version,
+            parameters=function.parameters,
+            options=options.SerializeToString(deterministic=True) if options else b"",
+            definition=function.definition.SerializeToString(),
+            metadata=function.metadata.SerializeToString(),
+            pinned=json.dumps([pin.version, *tags]) if pin else None,
+        )
+
+    def called(self, call: Call) -> None:
+        """Keep a call, which has no input yet."""
+        if call.function.app.id in self._apps:
+            self._put("calls", id=call.id, function=call.function.id, kind=call.invocation_type)
+
+    def accepted(self, item: Input) -> None:
+        """Keep an input, before the client is told that it was accepted."""
+        if item.call.function.app.id in self._apps:
+            payload = item.payload.SerializeToString()
+            nothing = {"output": None, "finished_at": None}
+            self._put(
+                "inputs", id=item.id, call=item.call.id, idx=item.index, payload=payload, **nothing
+            )
+
+    def finished(self, item: Input, output: api_pb2.FunctionGetOutputsItem, at: float) -> None:
+        """Keep a result in the place of its input; its caller gets it even if that fails."""
+        if item.call.function.app.id not in self._apps:
+            return
+        query = "UPDATE inputs SET payload = NULL, output = ?, finished_at = ? WHERE id = ?"
+        try:
+            self._write(query, output.SerializeToString(), at, item.id)
+        except LocalPlaneError as error:
+            logger.error("the result of %s is lost with this plane: %s", item.id, error)  # noqa: TRY400
+
+    def forgotten(self, call: Call) -> None:
+        """Keep a call and its results no longer."""
+        if call.function.app.id in self._apps:
+            self._write("DELETE FROM calls WHERE id = ?", call.id)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Write all that is written in this block, or nothing of it."""
+        self._write("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._db.rollback()
+            raise
+        self._write("COMMIT")
+
+    def _put(self, table: str, **values: Any) -> None:
+        columns, marks = ", ".join(values), ", ".join("?" * len(values))
+        changes = ", ".join(f"{column} = excluded.{column}" for column in values)
+        self._write(
+            f"INSERT INTO {table} ({columns}) VALUES ({marks}) "  # noqa: S608 - our own names
+            f"ON CONFLICT (id) DO UPDATE SET {changes}",
+            *values.values(),
+        )
+
+    def _write(self, query: str, *values: Any) -> None:
+        try:
+            self._db.execute(query, values)
+        except sqlite3.Error as error:
+            raise LocalPlaneError(
+                f"cannot write {self.path}: {error}; is there room on its disk?"
+            ) from error
+
+    # ------------------------------------------------------------------ what was kept
+
+    def restore(self, plane: Plane) -> list[Input]:
+        """
+        Fill a new *plane* with what was kept, and drop what is not needed any more.
+
+        Returns:
+            The inputs that were accepted and have no result, oldest first.
+
+        Raises:
+            LocalPlaneError: The file is damaged.
+        """
+        with self._readable():
+            self._drop_old(plane.clock.time())
+            self._restore_apps(plane)
+            self._restore_deployments(plane)
+            self._restore_functions(plane)
+            for identifier, record in self._db.execute("SELECT id, record FROM uploads"):
+                _unpack(plane, identifier, record)
+            self._restore_calls(plane)
+            blobs = self._restore_inputs(plane)
+        self._sweep(plane, blobs)
+        return [item for item in plane.inputs.values() if item.status is not Status.DONE]
+
+    def needed(self, plane: Plane) -> set[str]:
+        """Return the ids of the Secrets and other objects that deployed apps need."""
+        definitions = [function.definition for function in plane.functions.values()]
+        secrets = {identifier for d in definitions for identifier in d.secret_ids}
+        return secrets | {item.object_id for d in definitions for item in d.object_dependencies}
+
+    def _drop_old(self, now: float) -> None:
+        """Drop results after seven days, and stopped apps that have none."""
+        self._db.execute(
+            "DELETE FROM calls WHERE id NOT IN (SELECT call FROM inputs "
+            "WHERE finished_at IS NULL OR finished_at > ?)",
+            (now - RESULTS_KEPT_S,),
+        )
+        self._db.execute(
+            "DELETE FROM apps WHERE stopped_at > 0 AND id NOT IN "
+            "(SELECT app FROM functions JOIN calls ON calls.function = functions.id)"
+        )
+
+    def _restore_apps(self, plane: Plane) -> None:
+        for identifier, record in self._db.execute("SELECT id, record FROM apps ORDER BY rowid"):
+            app = App(id=identifier, app_state=api_pb2.APP_STATE_DEPLOYED, **json.loads(record))
+            plane.apps[app.id] = app
+            self._apps.add(app.id)
+            if app.stopped_at:
+                app.app_state, app.is_stopping, app.is_done = api_pb2.APP_STATE_STOPPED, True, True
+            else:
+                plane.deployed[app.name] = app.id
+            for tag, class_id in app.class_ids.items():
+                plane.classes[class_id] = app.function_ids.get(f"{tag}.*", "")
+
+    def _restore_deployments(self, plane: Plane) -> None:
+        query = "SELECT id, app, deployed_at, request FROM deployments ORDER BY rowid"
+        for identifier, app_id, deployed_at, request in self._db.execute(query):
+            versions = self._db.execute(
+                "SELECT tag, definition, metadata FROM versions WHERE deployment = ?", (identifier,)
+            )
+            definitions = {
+                tag: (
+                    api_pb2.Function.FromString(definition),
+                    api_pb2.FunctionHandleMetadata.FromString(metadata),
+                )
+                for tag, definition, metadata in versions
+            }
+            published = api_pb2.AppPublishRequest.FromString(request)
+            deployments = plane.apps[app_id].deployments
+            version = len(deployments) + 1
+            deployments.append(Deployment(version, deployed_at, published, definitions))
+
+    def _restore_functions(self, plane: Plane) -> None:
+        query = (
+            "SELECT id, app, definition, metadata, base, parameters, options, version, pinned "
+            "FROM functions ORDER BY rowid"
+        )
+        for row in self._db.execute(query):
+            identifier, app, definition, metadata, base, parameters, options, version, pinned = row
+            function = Function(
+                identifier,
+                plane.apps[app],
+                api_pb2.Function.FromString(definition),
+                api_pb2.FunctionHandleMetadata.FromString(metadata),
+                base=plane.functions[base] if base else None,
+                parameters=parameters,
+                options=api_pb2.FunctionOptions.FromString(options) if base else None,
+                version=version,
+            )
+            plane.functions[function.id] = function
+            if base:
+                plane.variants[base, parameters, options] = function.id
+            if pinned:
+                number, tag = json.loads(pinned)
+                function.pinned_to = function.app.deployments[number - 1]
+                function.pinned_to.pinned[tag] = function.id
+
+    def _restore_calls(self, plane: Plane) -> None:
+        for identifier, function, kind in self._db.execute("SELECT id, function, kind FROM calls"):
+            call = Call(identifier, plane.functions[function], kind)
+            call.made_at, call.last_listened = plane.clock.monotonic(), time.monotonic()
+            call.retried_by_client = is_waited_for(call) and (
+                plane.config.switches.retry_delay == "client"
+            )
+            plane.calls[call.id] = call
+
+    def _restore_inputs(self, plane: Plane) -> set[str]:
+        """Return the ids of the blobs that they need."""
+        blobs = set()
+        query = "SELECT id, call, idx, payload FROM inputs ORDER BY rowid"
+        for identifier, call_id, index, payload in self._db.execute(query):
+            call = plane.calls[call_id]
+            item = Input(identifier, call, index, api_pb2.FunctionInput.FromString(payload or b""))
+            plane.inputs[item.id] = item
+            call.inputs.append(item)
+            call.unfinished += 1
+            blobs.add(item.payload.args_blob_id)
+        return blobs | self._restore_outputs(plane)
+
+    def _restore_outputs(self, plane: Plane) -> set[str]:
+        """Return the ids of the blobs that they need."""
+        blobs, epoch_s = set(), plane.clock.time() - plane.clock.monotonic()
+        query = (
+            "SELECT id, output, finished_at FROM inputs "
+            "WHERE output IS NOT NULL ORDER BY finished_at"
+        )
+        for identifier, record, finished_at in self._db.execute(query):
+            item = plane.inputs[identifier]
+            call, output = item.call, api_pb2.FunctionGetOutputsItem.FromString(record)
+            item.status = Status.DONE
+            call.unfinished -= 1
+            call.closed_at = None if call.unfinished else finished_at - epoch_s
+            call.outputs.append(output)
+            call.latest[item.index] = output
+            blobs.add(output.result.data_blob_id)
+        return blobs
+
+    def _sweep(self, plane: Plane, blobs: set[str]) -> None:
+        """Remove uploads, payloads and files that nothing needs; nobody is uploading yet."""
+        needed = set(_uploads(plane, plane.functions.values()))
+        for (identifier,) in self._db.execute("SELECT id FROM uploads").fetchall():
+            if identifier not in needed:
+                self._write("DELETE FROM uploads WHERE id = ?", identifier)
+        files = {file.sha256_hex for mount in needed for file in plane.mounts.get(mount, [])}
+        for directory, kept in ((plane.blob_store, blobs), (plane.file_store, files)):
+            for path in directory.iterdir():
+                if path.name not in kept:
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, DecodeError, KeyError, TypeError, ValueError) as error:
+            raise LocalPlaneError(
+                f"{self.path} cannot be read ({error}); restore it, or delete it: it has "
+                "deployed apps and results, but no Volumes"
+            ) from error
+
+
+def _uploads(plane: Plane, functions: Iterable[Function]) -> Iterator[str]:
+    """Return the ids of the mounts and images that containers of *functions* need."""
+    for function in functions:
+        definition = function.definition
+        yield from definition.mount_ids
+        waiting = [definition.image_id]
+        while waiting:
+            if (image := plane.images.get(waiting.pop())) is not None:
+                yield image.id
+                waiting += image.bases
+
+
+def _packed(plane: Plane, identifier: str) -> bytes:
+    if identifier.startswith("mo-"):
+        request = api_pb2.MountGetOrCreateRequest(files=plane.mounts.get(identifier, []))
+        return bytes(request.SerializeToString())
+    return json.dumps(attrs.asdict(plane.images[identifier])).encode()
+
+
+def _unpack(plane: Plane, identifier: str, record: bytes) -> None:
+    if identifier.startswith("mo-"):
+        plane.mounts[identifier] = list(api_pb2.MountGetOrCreateRequest.FromString(record).files)
+    else:
+        from modalkit.local.core import Image
+
+        plane.images[identifier] = Image(**json.loads(record))
