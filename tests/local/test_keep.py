@@ -120,6 +120,28 @@ def test_a_stopped_app_stays_stopped_and_its_results_stay(
     assert "stopped" in plane.modal("app", "list", "--json", capture=True).stdout
 
 
+def test_versions_stay_apart(planes: list[LocalPlane], tmp_path: Path) -> None:
+    path = tmp_path / "numbered.py"
+    text = "import modal\napp = modal.App('numbered')\n@app.function()\ndef f(): return {}\n"
+    plane = start(planes, tmp_path / "state")
+    for number in (1, 2):
+        path.write_text(text.format(number))
+        plane.deploy(str(path))
+
+    def first(plane: LocalPlane) -> modal.Function:
+        return modal.Function.from_name("numbered", "f", version=1, client=plane.client())
+
+    call = first(plane).spawn()
+    assert call.get() == 1
+    kill(plane)
+    plane = start(planes, tmp_path / "state")
+    assert result(plane, call.object_id) == 1
+    assert first(plane).remote() == 1
+    assert modal.Function.from_name("numbered", "f", client=plane.client()).remote() == 2
+    history = plane.modal("app", "history", "numbered", "--json", capture=True).stdout
+    assert [version["version"] for version in json.loads(history)] == ["v2", "v1"]
+
+
 def test_results_are_dropped_after_seven_days(planes: list[LocalPlane], tmp_path: Path) -> None:
     plane = start(planes, tmp_path)
     plane.deploy(str(APPS / "kept.py"))

@@ -126,12 +126,12 @@ def test_modals_commands_for_apps_logs_and_volumes(up: Shell) -> None:
     assert apps["kept"]["state"] == "deployed"
     assert apps["functions"]["state"] == "stopped"
     assert apps["functions"]["stopped_at"]
-    assert "squaring 11" in up("modal", "app", "logs", "functions").stdout
     identifier = apps["functions"]["app_id"]
+    assert "squaring 11" in up("modal", "app", "logs", identifier).stdout
     since = up("modal", "app", "logs", identifier, "--since", "1h", "-s", "stdout").stdout
     assert "squaring 11" in since
     assert "and to stderr" not in since
-    found = up("modal", "app", "logs", "functions", "--search", "stderr").stdout
+    found = up("modal", "app", "logs", identifier, "--search", "stderr").stdout
     assert "and to stderr" in found
     assert "squaring" not in found
     assert "kept-data" in up("modal", "volume", "list").stdout
