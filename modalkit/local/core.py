@@ -141,8 +141,7 @@ class Plane:
 
     def hidden_values(self) -> list[str]:
         """Return what must not be shown to anybody: Secrets, and the path that opens the blobs."""
-        values = [value for secret in self.secrets.values() for value in secret.values()]
-        return [*values, self.http_url.rpartition("/")[2]]
+        return [*self.objects.secret_values(), self.http_url.rpartition("/")[2]]
 
     def blob_url(self, relative: str) -> str:
         """Return the URL under which the plane's own HTTP server offers *relative*."""

@@ -225,6 +225,13 @@ class ObjectStore:
             raise LocalPlaneError(f"the Secret {object_id} was deleted; deploy the app again")
         return {key.decode(): value.decode() for key, value in self.entries(object_id, time.time())}
 
+    def secret_values(self) -> list[str]:
+        """Return the values of all Secrets, for whoever has to hide them."""
+        found = self._db.execute(
+            "SELECT value FROM entries WHERE object IN (SELECT id FROM objects WHERE kind = 'st')"
+        ).fetchall()
+        return [value.decode() for (value,) in found]
+
     def set_secret(self, object_id: str, variables: dict[str, str], *, replace: bool) -> None:
         """Set variables of a Secret; with *replace* it has no others."""
         if replace:

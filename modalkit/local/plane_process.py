@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 
 from modalkit import errors
-from modalkit.errors import LocalPlaneError, PlaneStartError
+from modalkit.errors import PlaneStartError
 from modalkit.local import claim
 
 START_TIMEOUT_S = 60.0

@@ -24,8 +24,8 @@ from modal_proto import api_grpc
 
 from modalkit.local.clock import Clock
 from modalkit.local.faults import DISK_FULL, Fault, FaultTable
-from modalkit.local.transcript import Transcript
 from modalkit.local.features import feature
+from modalkit.local.transcript import Transcript
 
 logger = logging.getLogger("modalkit.local")
 

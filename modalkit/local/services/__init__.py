@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.state import Container
 
+HANDLERS: tuple[type, ...] = (
+    *(AppService, LogService, InspectionService, UploadService, FunctionService, ScalingService),
+    *(CallService, DictService, QueueService, SecretService, VolumeService, ContainerService),
+)
+"""All of them, for whoever wants to know what is answered."""
+
 
 def for_client(plane: Plane, scheduler: Scheduler, caller: Container | None = None) -> list[object]:
     """Return the handlers of what anybody may ask."""
