@@ -28,6 +28,7 @@ FEATURES: Final = {
     "App": _APPS,
     "AppGetTimeRangeStats": f"{_STATISTICS} (`modal app stats`)",
     "AppPromote": "staged deployments (`modal app promote`)",
+    "AppRollback": "`modal app rollback`; deploy the old code again instead",
     "AppRollover": "`modal app rollover`; deploy again instead",
     "Attempt": _INPUT_PLANE,
     "AuditLog": "audit logs",

@@ -7,28 +7,25 @@ Others may have the file open too, as `modalkit local secret` does. No gRPC and 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sqlite3
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Final, Literal
 
 import attrs
 
 from modalkit.errors import LocalPlaneError
+from modalkit.local.queue_items import QueueItems, together
 
 Kind = Literal["di", "qu", "st"]
 """Dict, Queue or Secret: the prefix of Modal's ids."""
 
 NAME: Final = re.compile(r"(?!ap-[a-zA-Z0-9]{22}\Z)[a-zA-Z0-9-_.]{1,64}\Z")
 """What Modal's client allows as the name of an object; an App's id is none."""
-MAX_PARTITIONS: Final = 100_000
-MAX_PARTITION_ITEMS: Final = 5000
-MAX_PARTITION_BYTES: Final = 64 << 20
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS objects (
@@ -50,13 +47,12 @@ CREATE INDEX IF NOT EXISTS items_by_partition ON items (object, partition);
 """
 
 
+_REPLACE: Final = "UPDATE SET value = excluded.value, used_at = excluded.used_at"
+
+
 def object_directory(state: Path | str) -> Path:
     """Return where the objects of the plane with this state directory are."""
     return Path(state) / "objects"
-
-
-class FullError(Exception):
-    """Expected: the items do not fit into the partition now."""
 
 
 @attrs.frozen
@@ -89,6 +85,7 @@ class ObjectStore:
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
+            self.items = QueueItems(self._db)
         except (OSError, sqlite3.Error) as error:
             raise LocalPlaneError(
                 f"the Dicts, Queues and Secrets in {path} cannot be opened ({error}); "
@@ -98,17 +95,6 @@ class ObjectStore:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
-
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """Do all of the block or nothing."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     # ------------------------------------------------------------------ identity
 
@@ -169,14 +155,20 @@ class ObjectStore:
         keep: bool = False,
     ) -> int:
         """Set *entries*, all or none, or with *keep* those that are missing; return how many."""
-        clash = (
-            "NOTHING" if keep else "UPDATE SET value = excluded.value, used_at = excluded.used_at"
+        with together(self._db):
+            return self._put(object_id, entries, at, "NOTHING" if keep else _REPLACE)
+
+    def _put(
+        self,
+        object_id: str,
+        entries: Iterable[tuple[bytes, bytes]],
+        at: float,
+        clash: str = _REPLACE,
+    ) -> int:
+        done = self._db.executemany(
+            f"INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT DO {clash}",  # noqa: S608
+            [(object_id, key, value, at) for key, value in entries],
         )
-        with self._together():
-            done = self._db.executemany(
-                f"INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT DO {clash}",  # noqa: S608
-                [(object_id, key, value, at) for key, value in entries],
-            )
         return max(0, done.rowcount)
 
     def get(self, object_id: str, key: bytes, at: float) -> bytes | None:
@@ -196,7 +188,7 @@ class ObjectStore:
 
     def entries(self, object_id: str, at: float) -> list[tuple[bytes, bytes]]:
         """Return all keys and values, which counts as a use of them."""
-        with self._together():
+        with together(self._db):
             self._db.execute("UPDATE entries SET used_at = ? WHERE object = ?", (at, object_id))
             return self._db.execute(
                 "SELECT key, value FROM entries WHERE object = ?", (object_id,)
@@ -204,7 +196,8 @@ class ObjectStore:
 
     def count(self, object_id: str) -> int:
         """Return how many entries there are."""
-        return int(self._number("SELECT count(*) FROM entries WHERE object = ?", object_id))
+        query = "SELECT count(*) FROM entries WHERE object = ?"
+        return int(self._db.execute(query, (object_id,)).fetchone()[0])
 
     def clear(self, object_id: str, *, unused_since: float = float("inf")) -> None:
         """Remove the entries that were not used since that Unix time; all without one."""
@@ -234,112 +227,8 @@ class ObjectStore:
 
     def set_secret(self, object_id: str, variables: dict[str, str], *, replace: bool) -> None:
         """Set variables of a Secret; with *replace* it has no others."""
-        if replace:
-            self.clear(object_id)
         entries = [(key.encode(), value.encode()) for key, value in variables.items()]
-        self.put(object_id, entries, time.time())
-
-    # ------------------------------------------------------------------ Queues
-
-    def push(
-        self, object_id: str, partition: bytes, values: list[bytes], at: float, ttl_s: float
-    ) -> None:
-        """
-        Append *values*, all or none; the partition then lives for *ttl_s* seconds more.
-
-        Raises:
-            FullError: They do not fit.
-        """
-        with self._together():
-            self._expire(object_id, at)
-            self._room_for_partition(object_id, partition)
-            held = self.length(object_id, at, partition)
-            if held + len(values) > MAX_PARTITION_ITEMS:
-                raise FullError(f"the partition has {held} items of Modal's {MAX_PARTITION_ITEMS}")
-            size = self._number(
-                "SELECT total(length(value)) FROM items WHERE object = ? AND partition = ?",
-                object_id,
-                partition,
-            )
-            if size + sum(map(len, values)) > MAX_PARTITION_BYTES:
-                raise FullError("the partition would exceed Modal's limit of 64 MiB")
-            self._db.execute(
-                "INSERT INTO partitions VALUES (?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET expires_at = excluded.expires_at",
-                (object_id, partition, at + ttl_s),
-            )
-            self._db.executemany(
-                "INSERT INTO items (object, partition, value) VALUES (?, ?, ?)",
-                [(object_id, partition, value) for value in values],
-            )
-
-    def _room_for_partition(self, object_id: str, partition: bytes) -> None:
-        known = "SELECT count(*) FROM partitions WHERE object = ?"
-        if self._number(f"{known} AND key = ?", object_id, partition):
-            return  # counting all of them is slow
-        if self._number(known, object_id) >= MAX_PARTITIONS:
-            raise FullError(f"the Queue has {MAX_PARTITIONS} partitions, Modal's limit")
-
-    def take(self, object_id: str, partition: bytes, most: int, at: float) -> list[bytes]:
-        """Remove and return up to *most* items, the oldest first."""
-        with self._together():
-            found = self.look(object_id, partition, 0, most, at)
-            if found:
-                self._db.execute(
-                    "DELETE FROM items WHERE object = ? AND partition = ? AND position <= ?",
-                    (object_id, partition, found[-1][0]),
-                )
-        return [value for _, value in found]
-
-    def look(
-        self,
-        object_id: str,
-        partition: bytes,
-        after: int,
-        most: int,
-        at: float,
-    ) -> list[tuple[int, bytes]]:
-        """Return up to *most* items behind position *after*, each with its position."""
-        self._expire(object_id, at)
-        return self._db.execute(
-            "SELECT position, value FROM items WHERE object = ? AND partition = ? AND position > ?"
-            " ORDER BY position LIMIT ?",
-            (object_id, partition, after, most),
-        ).fetchall()
-
-    def length(self, object_id: str, at: float, partition: bytes | None = None) -> int:
-        """Return how many items there are in *partition*, or in all."""
-        self._expire(object_id, at)
-        if partition is None:
-            return int(self._number("SELECT count(*) FROM items WHERE object = ?", object_id))
-        return int(
-            self._number(
-                "SELECT count(*) FROM items WHERE object = ? AND partition = ?",
-                object_id,
-                partition,
-            )
-        )
-
-    def partitions(self, object_id: str, at: float) -> int:
-        """Return how many partitions hold items."""
-        self._expire(object_id, at)
-        return int(
-            self._number("SELECT count(DISTINCT partition) FROM items WHERE object = ?", object_id)
-        )
-
-    def clear_items(self, object_id: str, partition: bytes | None = None) -> None:
-        """Remove the items of *partition*, or of all."""
-        if partition is None:
-            self._db.execute("DELETE FROM partitions WHERE object = ?", (object_id,))
-        else:
-            self._db.execute(
-                "DELETE FROM partitions WHERE object = ? AND key = ?", (object_id, partition)
-            )
-
-    def _expire(self, object_id: str, at: float) -> None:
-        self._db.execute(
-            "DELETE FROM partitions WHERE object = ? AND expires_at <= ?", (object_id, at)
-        )
-
-    def _number(self, query: str, *arguments: object) -> float:
-        return float(self._db.execute(query, arguments).fetchone()[0] or 0)
+        with together(self._db):
+            if replace:
+                self.clear(object_id)
+            self._put(object_id, entries, time.time())

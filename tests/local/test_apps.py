@@ -158,6 +158,10 @@ def test_logs_stats_and_containers_are_shown(
     assert logs("--search", "TOL").split() == ["TOLD"]
     assert logs("--function-call", call.object_id).split() == ["WAITING", "TOLD", "aside"]
     assert logs("--function-call", "fc-none") == ""
+    assert [entry.message for entry in call.logs.fetch(source="stderr")] == ["aside\n"]
+    again = modal.FunctionCall.from_id(call.object_id, client=client)
+    assert "".join(e.message for e in again.logs.tail(2)).split() == ["TOLD", "aside"]
+    assert "".join(e.message for e in call.logs.stream()).split()[-2:] == ["TOLD", "aside"]
     assert logs("--container", "ta-none") == ""
     fetched = plane.modal("container", "logs", name, "--all", capture=True).stdout
     assert fetched.split() == ["WAITING", "TOLD", "aside"]

@@ -132,7 +132,11 @@ class CallService:
     ) -> api_pb2.FunctionCallFromIdResponse:
         call = self._call(request.function_call_id)
         return api_pb2.FunctionCallFromIdResponse(
-            function_call_id=call.id, num_inputs=len(call.inputs)
+            function_call_id=call.id,
+            num_inputs=len(call.inputs),
+            metadata=api_pb2.FunctionCallHandleMetadata(
+                function_id=call.function.id, app_id=call.function.app.id
+            ),
         )
 
     async def FunctionCallPutDataOut(self, request: api_pb2.FunctionCallPutDataRequest) -> Empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.state import App, Call, Container, Input
 
+Result = api_pb2.GenericResult
 Suggest = api_pb2.ObjectSuggestRequest
 
 
@@ -185,13 +187,49 @@ class InspectionService:
             num_running_inputs=sum(len(container.running) for container in function.live),
         )
 
+    def _call(self, call_id: str) -> Call:
+        if call_id not in self._plane.calls:
+            raise not_found(f"no function call {call_id}")
+        return self._plane.calls[call_id]
+
+    async def FunctionCallGetInfo(
+        self, request: api_pb2.FunctionCallGetInfoRequest
+    ) -> api_pb2.FunctionCallGetInfoResponse:
+        """Count the inputs of a call by what became of them."""
+        call, clock = self._call(request.function_call_id), self._plane.clock
+        ended = Counter(output.result.status for output in call.latest.values())
+        created_at = clock.time() - (clock.monotonic() - call.made_at)
+        failed = sum(ended.values()) - sum(
+            ended[status]
+            for status in (
+                Result.GENERIC_STATUS_SUCCESS,
+                Result.GENERIC_STATUS_TIMEOUT,
+                Result.GENERIC_STATUS_TERMINATED,
+            )
+        )
+
+        def total(count: int) -> api_pb2.InputCategoryInfo:
+            return api_pb2.InputCategoryInfo(total=count)
+
+        return api_pb2.FunctionCallGetInfoResponse(
+            info=api_pb2.FunctionCallInfo(
+                function_call_id=call.id,
+                created_at=created_at,
+                scheduled_at=created_at,
+                pending_inputs=total(call.unfinished),
+                failed_inputs=total(failed),
+                succeeded_inputs=total(ended[Result.GENERIC_STATUS_SUCCESS]),
+                timeout_inputs=total(ended[Result.GENERIC_STATUS_TIMEOUT]),
+                cancelled_inputs=total(ended[Result.GENERIC_STATUS_TERMINATED]),
+                total_inputs=len(call.inputs),
+            )
+        )
+
     async def FunctionGetCallGraph(
         self, request: api_pb2.FunctionGetCallGraphRequest
     ) -> api_pb2.FunctionGetCallGraphResponse:
         """Return a call with all that its inputs have called."""
-        if request.function_call_id not in self._plane.calls:
-            raise not_found(f"no function call {request.function_call_id}")
-        root = self._plane.calls[request.function_call_id]
+        root = self._call(request.function_call_id)
         calls = [root]
         for call in calls:  # grows as it is read
             inputs = {item.id for item in call.inputs}

@@ -8,7 +8,8 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from modalkit.local.object_store import MAX_PARTITION_ITEMS, FullError, Stored
+from modalkit.local.object_store import Stored
+from modalkit.local.queue_items import MAX_PARTITION_ITEMS, FullError
 from modalkit.local.services.named import NamedService, creation
 
 MAX_ITEM_BYTES = 1 << 20
@@ -48,8 +49,8 @@ class QueueService(NamedService):
                 api_pb2.QueueListResponse.QueueInfo(
                     name=stored.name,
                     created_at=stored.created_at,
-                    num_partitions=self._store.partitions(stored.id, now),
-                    total_size=min(most, self._store.length(stored.id, now)),
+                    num_partitions=self._store.items.partitions(stored.id, now),
+                    total_size=min(most, self._store.items.length(stored.id, now)),
                     queue_id=stored.id,
                     metadata=_metadata(stored),
                 )
@@ -73,7 +74,7 @@ class QueueService(NamedService):
         """Remove the items of one partition, or of all."""
         queue_id = self._known(request.queue_id).id
         partition = None if request.all_partitions else _partition(request.partition_key)
-        self._store.clear_items(queue_id, partition)
+        self._store.items.clear(queue_id, partition)
         return Empty()
 
     async def QueuePut(self, request: api_pb2.QueuePutRequest) -> Empty:
@@ -82,7 +83,7 @@ class QueueService(NamedService):
         values = list(request.values)
         _check(values)
         try:
-            self._store.push(
+            self._store.items.push(
                 queue_id,
                 _partition(request.partition_key),
                 values,
@@ -101,7 +102,9 @@ class QueueService(NamedService):
 
         def has_taken() -> bool:
             queue_id = self._known(request.queue_id).id  # it may be deleted meanwhile
-            values.extend(self._store.take(queue_id, partition, most, self._plane.clock.time()))
+            values.extend(
+                self._store.items.take(queue_id, partition, most, self._plane.clock.time())
+            )
             return bool(values)
 
         await self._hold(request.queue_id, has_taken, request.timeout)
@@ -116,7 +119,7 @@ class QueueService(NamedService):
 
         def has_found() -> bool:
             queue_id, now = self._known(request.queue_id).id, self._plane.clock.time()
-            found.extend(self._store.look(queue_id, partition, after, ITEMS_PER_LOOK, now))
+            found.extend(self._store.items.look(queue_id, partition, after, ITEMS_PER_LOOK, now))
             return bool(found)
 
         await self._hold(request.queue_id, has_found, request.item_poll_timeout)
@@ -134,7 +137,7 @@ class QueueService(NamedService):
         """Count the items of one partition, or of all."""
         queue_id = self._known(request.queue_id).id
         partition = None if request.total else _partition(request.partition_key)
-        length = self._store.length(queue_id, self._plane.clock.time(), partition)
+        length = self._store.items.length(queue_id, self._plane.clock.time(), partition)
         return api_pb2.QueueLenResponse(len=length)
 
 
