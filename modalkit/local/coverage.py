@@ -58,6 +58,11 @@ ENDINGS = "local/test_endings.py::test_"
 LIFECYCLE = "local/test_lifecycle.py::test_"
 DEPLOY = "local/test_deployments.py::test_"
 SWITCHES = "local/test_switches.py::test_"
+APPS = "local/test_apps.py::test_"
+DICTS = "local/test_dicts.py::test_"
+HANDLES = "local/test_handles.py::test_"
+QUEUES = "local/test_queues.py::test_"
+SECRETS = "local/test_secrets.py::test_"
 LEAVES = "local/test_leaves_nothing.py::test_"
 
 AREAS: Final[dict[str, tuple[Row, ...]]] = {
@@ -202,5 +207,96 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             ENDINGS + "what_a_container_started_ends_with_it",
             LEAVES + "a_plane_that_is_killed_leaves_no_container_and_no_directory",
         ),
+    ),
+    "Dicts, Queues and Secrets": (
+        _yes(
+            "`modal.Dict`: every method, `objects`, `from_id`, `ephemeral`, `modal dict`",
+            DICTS + "it_is_a_dictionary",
+            DICTS + "names_and_ids",
+            DICTS + "the_dict_commands_of_modal_work",
+            DICTS + "named_ones_outlive_a_killed_plane_and_others_do_not",
+        ),
+        _yes(
+            "`Dict.put(skip_if_exists=True)` as a lock between containers",
+            DICTS + "put_says_whether_it_put",
+            HANDLES + "a_dict_is_a_lock_between_containers",
+        ),
+        _yes(
+            "an entry expires after 7 days without a read or write",
+            DICTS + "an_entry_that_is_not_used_for_a_week_is_gone",
+        ),
+        _yes(
+            "`modal.Queue`: every method, partitions, `objects`, `ephemeral`, `modal queue`",
+            QUEUES + "first_in_first_out",
+            QUEUES + "partitions_are_apart",
+            QUEUES + "names_and_ids",
+            QUEUES + "the_queue_commands_of_modal_work",
+            HANDLES + "containers_share_a_queue_and_no_item_comes_twice",
+        ),
+        _yes(
+            "limits of a Queue, and the end of its partitions",
+            QUEUES + "a_full_partition_is_full_until_there_is_room",
+            QUEUES + "a_partition_holds_64_mib_and_keys_have_64_bytes",
+            QUEUES + "a_partition_ends_a_while_after_its_last_put",
+            how="a `put_many` that could never fit is refused, instead of waiting for ever; named "
+            "Queues are kept with the state",
+        ),
+        _yes(
+            "`modal.Secret`: `from_dict`, `from_name`, `from_dotenv`, `from_local_environ`, "
+            "`required_keys`, `objects`, `modal secret`",
+            SECRETS + "values_reach_containers_from_every_source",
+            SECRETS + "what_is_not_there_is_said_with_modals_errors",
+            SECRETS + "the_secret_commands_of_modal_work",
+            SECRETS + "no_value_in_logs_errors_or_reprs",
+            how="the words of the error about a missing key are ours; no time of the last use",
+        ),
+        _yes(
+            "handles as arguments and results, and by name in containers",
+            HANDLES + "queues_and_dicts_go_there_and_back",
+            HANDLES + "volumes_go_there_and_back",
+            HANDLES + "functions_methods_and_calls_go_there_and_back",
+            HANDLES + "containers_find_objects_by_name",
+        ),
+        _partly("an ephemeral object whose owner was killed", "stays until the plane ends"),
+        _no("environments", "there is one, `main`; other names mean the same objects"),
+    ),
+    "Apps": (
+        _yes("`App.lookup`, tags", APPS + "an_app_is_looked_up_or_made"),
+        _yes(
+            "`app.include`, subclasses of `modal.App`, `gpu=[...]`",
+            APPS + "unusual_ways_to_make_an_app_work",
+        ),
+        _yes(
+            "functions made inside of a function, `serialized=True`",
+            APPS + "functions_made_inside_of_a_function_are_serialized",
+        ),
+        _yes(
+            "`modal app list`, `history`, `stop`; `from_name(version=)`",
+            APPS + "versions_are_kept_and_can_be_called",
+            how="an old version finds functions of its app by the current version's names",
+        ),
+        _yes("suggestions for misspelt names", APPS + "a_misspelt_name_is_suggested"),
+        _yes(
+            "`modal app logs`, `modal container list` and `logs`, the `.logs` of a call, "
+            "`.get_current_stats()`",
+            APPS + "logs_stats_and_containers_are_shown",
+            how="output of a container that runs several inputs at once belongs to none of them",
+        ),
+        _yes("`modal container stop`", APPS + "a_stopped_containers_input_runs_in_another"),
+        _yes("`.get_call_graph()`", APPS + "the_call_graph_shows_who_called_whom"),
+        _partly(
+            "`modal run --detach`",
+            "the app ends when all its accepted inputs are done; what Modal does about calls other "
+            "than the last one is not documented",
+            APPS + "a_detached_app_lives_until_its_calls_are_done",
+        ),
+        _no("schedules", "accepted, never run; the deploy warns"),
+        _no("web endpoints, Servers", "accepted, not served, no URL; the deploy warns"),
+        _no("`block_network`, Proxies", "accepted, without effect; the deploy warns"),
+        _no(
+            "clusters, `CloudBucketMount`, `NetworkFileSystem`",
+            "refused when the function is created",
+        ),
+        _no("Sandboxes, tunnels, `modal shell`, `modal app rollback`", "refused, by name"),
     ),
 }

@@ -1,7 +1,6 @@
 """What is not modelled is said, when and in which words."""
 
 import asyncio
-import inspect
 import re
 import urllib.error
 import urllib.request
@@ -13,7 +12,8 @@ from grpclib.exceptions import GRPCError
 from modal._utils.async_utils import synchronizer
 from modal_proto import api_grpc, api_pb2
 
-from modalkit.local import LocalPlane, features, services
+from modalkit.local import LocalPlane, features
+from modalkit.local.services import HANDLERS
 from modalkit.local.services.apps import UploadService
 from modalkit.local.wire import servicer
 
@@ -56,17 +56,8 @@ def main():
 """
 
 
-def handlers() -> list[type]:
-    return [
-        kind
-        for module in vars(services).values()
-        for kind in ([module] if inspect.isclass(module) else [])
-        if kind.__name__.endswith("Service")
-    ]
-
-
 def test_every_rpc_of_modal_belongs_to_a_feature() -> None:
-    table = features.rpcs(handlers())
+    table = features.rpcs(HANDLERS)
     assert {rpc.name for rpc in table} == set(api_grpc.ModalClientBase.__abstractmethods__)
     assert all(rpc.feature for rpc in table)
     by_name = {rpc.name: rpc for rpc in table}

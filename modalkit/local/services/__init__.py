@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from modalkit.local.services.apps import AppService, UploadService
 from modalkit.local.services.calls import CallService
@@ -21,11 +21,21 @@ if TYPE_CHECKING:
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.state import Container
 
-HANDLERS: tuple[type, ...] = (
-    *(AppService, LogService, InspectionService, UploadService, FunctionService, ScalingService),
-    *(CallService, DictService, QueueService, SecretService, VolumeService, ContainerService),
+HANDLERS: Final[tuple[type, ...]] = (
+    AppService,
+    LogService,
+    InspectionService,
+    UploadService,
+    FunctionService,
+    ScalingService,
+    CallService,
+    DictService,
+    QueueService,
+    SecretService,
+    VolumeService,
+    ContainerService,
 )
-"""All of them, for whoever wants to know what is answered."""
+"""Whatever the plane answers is a method of one of these."""
 
 
 def for_client(plane: Plane, scheduler: Scheduler, caller: Container | None = None) -> list[object]:
