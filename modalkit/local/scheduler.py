@@ -11,7 +11,7 @@ import asyncio
 import logging
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2
@@ -64,6 +64,13 @@ class Scheduler:
         self.plane.keep.accepted(item)
         self.enqueue(item)
         return item
+
+    def resume(self, unfinished: Iterable[Input]) -> None:
+        """Go on with what an earlier plane had accepted, and keep warm what it kept warm."""
+        for item in unfinished:
+            self.enqueue(item)
+        for function in list(self.plane.functions.values()):
+            self.fleet.scale(function)
 
     def enqueue(self, item: Input) -> None:
         """Queue *item* for the next container of its function."""

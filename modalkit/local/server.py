@@ -146,10 +146,7 @@ async def _amain(configuration: dict[str, Any], claim: Claim) -> None:
         Control(plane, scheduler, faults, transcript).serve, plane.runtime / "control.sock"
     )
     plane.spawn(LifeSigns(plane, scheduler).watch())
-    for item in unfinished:
-        scheduler.enqueue(item)
-    for function in list(plane.functions.values()):
-        scheduler.fleet.scale(function)
+    scheduler.resume(unfinished)
     claim.write(Holder(os.getpid(), os.getppid(), str(plane.runtime)))
     report = {"was_killed": claim.left is not None, "apps": len(plane.deployed)}
     _greet({"pid": os.getpid(), **report, "inputs": len(unfinished)})
