@@ -59,7 +59,7 @@ def told_when_cancelled() -> None:
         raise
 
 
-@app.function(timeout=1, retries=1, max_containers=2)
+@app.function(timeout=4, retries=1, max_containers=2)
 def answers_after_its_timeout(name: str) -> str:
     print("ATTEMPT AT", name, flush=True)
     try:
