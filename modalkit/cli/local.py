@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from modalkit.cli.images import images
 from modalkit.cli.secret import secret
 from modalkit.errors import PlaneStartError
 from modalkit.local import ContainerInfo, LocalPlane
@@ -123,6 +124,9 @@ def local() -> None:
 
 
 local.add_command(secret)
+
+
+local.add_command(images)
 
 
 @local.command(

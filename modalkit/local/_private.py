@@ -14,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import os
 import selectors
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 # module, attribute. What is set on instances only is listed in ASSIGNED.
@@ -218,3 +220,14 @@ def open_client(server_url: str, token_id: str, token_secret: str) -> Any:
     client: Any = modal.Client(server_url, api_pb2.CLIENT_TYPE_CLIENT, (token_id, token_secret))
     client._open()
     return client
+
+
+def client_packages(builder: str) -> list[str]:
+    """Return the distributions that Modal mounts into every container, for its own client."""
+    spec = importlib.util.find_spec("modal")
+    places = spec.submodule_search_locations if spec else None
+    for place in places or ():
+        with contextlib.suppress(OSError):
+            lines = (Path(place) / "builder" / f"{builder}.txt").read_text().splitlines()
+            return sorted({line.partition("==")[0].strip() for line in lines if "==" in line})
+    return []

@@ -14,6 +14,7 @@ The keys of SPEC.json:
     guard: null, or the arguments of `guard.install`.
     fork_socket: null, or where a `ForkTemplate` listens.
     parent: pid of the plane, to notice its death before this code ran (default: not checked).
+    at_restore: variables to set when this process goes on as the restored one (default: none).
     module: what to run as `__main__` (default: Modal's entrypoint).
 """
 
@@ -80,6 +81,8 @@ def main(spec_path: str) -> None:
     sys.path.insert(0, spec["cwd"])
     if spec["guard"]:
         sibling("guard").install(**spec["guard"])
+    if spec.get("at_restore"):
+        _set_at_restore(spec["at_restore"])
     module = spec.get("module", ENTRYPOINT)
     sys.argv = [module]
     with _fork_server(spec["fork_socket"]):
@@ -124,6 +127,22 @@ def _fork_server(fork_socket: str | None) -> Iterator[None]:
         fork_child.leave()
 
 
+def _set_at_restore(variables: dict[str, str]) -> None:
+    """
+    Set variables when modal opens the file that says that the snapshot has been restored.
+
+    On Modal they come with the restored container; it reads the file before any hook runs.
+    """
+    state = os.environ["MODAL_RESTORE_STATE_PATH"]
+
+    def on_open(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and variables and str(arguments[0]) == state:
+            os.environ.update(variables)
+            variables.clear()
+
+    sys.addaudithook(on_open)
+
+
 def _default_signals() -> None:
     # A plane started with & from a script ignores SIGINT, its children inherit that, and then no
     # preemption would ever interrupt anything.
@@ -137,7 +156,7 @@ def _enter_mounts(wanted: list[Any], scratch: str) -> None:
     try:
         mounts.enter(wanted, scratch)
     except OSError as error:
-        message = f"modalkit: no private mounts for Volumes: {error.strerror}; {mounts.remedy()}"
+        message = f"modalkit: no private mounts: {error.strerror}; {mounts.remedy()}"
         print(message, file=sys.stderr, flush=True)  # noqa: T201 - the container has no log yet
         os._exit(EXIT_CONFIG)
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2
 
+from modalkit.errors import PrivateMountsError
+from modalkit.local import gpus
 from modalkit.local.core import ENVIRONMENT
-from modalkit.local.image_commands import ImageFacts
+from modalkit.local.image_commands import ImageFacts, normal
 from modalkit.local.layout import app_layout
+from modalkit.local.machine import Machine
+from modalkit.local.mounts import Mount
+from modalkit.local.staging import HOME, shown
 from modalkit.local.state import Container, new_id
 from modalkit.local.trees import copy
 from modalkit.local.volumes import View
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
     from modalkit.local.core import Plane
 
 CODE_DIRECTORIES = ("root", "pkg")
-"""Code mounted below these is found through sys.path; other targets are mounted in place."""
+"""Those of the image that are on PYTHONPATH; without private mounts there can be no others."""
+GPUS = "CUDA_VISIBLE_DEVICES"
 INHERITED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TERM|LD_.*|CUDA_.*|NVIDIA_.*|OMP_.*"
     r"|MKL_.*|SSL_.*|[a-zA-Z]+_(proxy|PROXY)"
@@ -31,17 +37,39 @@ INHERITED = re.compile(
 class ContainerFiles:
     """Writes what one container after the other starts from."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: Plane, machine: Machine) -> None:
         self.plane = plane
+        self.machine = machine
 
-    def lay_out(self, container: Container) -> list[dict[str, Any]]:
+    def require_mounts(self, container: Container) -> None:
+        """
+        Refuse early, with the remedy, what this machine cannot do.
+
+        Raises:
+            PrivateMountsError: The container needs private mounts, and there are none.
+        """
+        if self.machine.refusal is None:
+            return
+        tops = [(path, _top(path)) for path in self._files(container)]
+        # Those with a dot are the requirement files that modal's methods upload.
+        elsewhere = [p for p, top in tops if top not in CODE_DIRECTORIES and top[0] != "."]
+        if elsewhere:
+            raise PrivateMountsError(f"the image has {elsewhere[0]}; {self.machine.refusal}")
+        if container.function.definition.volume_mounts:
+            raise PrivateMountsError(self.machine.refusal)
+        line = f"nothing is found below /root by an absolute path here: {self.machine.refusal}"
+        self.plane.say_once(container, f"modalkit: {line}")
+
+    def lay_out(self, container: Container) -> list[Mount]:
         """Write the container's code and Volume views; return what is to be mounted where."""
-        directory = container.directory
-        (directory / "root").mkdir(parents=True)
-        mounts: list[dict[str, Any]] = []
-        for mount_id in container.function.definition.mount_ids:
-            for file in self.plane.mounts.get(mount_id, []):
-                mounts += self._place(directory, file)
+        staged = self._staged(container)
+        (staged / "root").mkdir(parents=True)
+        for path, file in self._files(container).items():
+            self._place(staged / path.lstrip("/"), file)
+        workdir = self._facts(container).workdir or str(HOME)
+        if self.machine.refusal or not Path(workdir).is_dir() or _top(workdir) in CODE_DIRECTORIES:
+            (staged / workdir.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        mounts: list[Mount] = [] if self.machine.refusal else shown(staged, self._needed())
         for volume_mount in container.function.definition.volume_mounts:
             view = View(
                 self.plane.volumes.by_id(volume_mount.volume_id),
@@ -60,30 +88,49 @@ class ContainerFiles:
             )
         return mounts
 
-    def _place(self, directory: Path, file: api_pb2.MountFile) -> list[dict[str, Any]]:
-        relative = Path(os.path.normpath(file.filename.lstrip("/")))
-        if relative.is_absolute() or ".." in relative.parts:
-            raise ValueError(f"mount file {file.filename!r} points outside of the image")
-        target = directory / relative
+    def working_directory(self, container: Container) -> str:
+        """Return where the container's program starts."""
+        workdir = self._facts(container).workdir or str(HOME)
+        return f"{self._staged(container)}{workdir}" if self.machine.refusal else workdir
+
+    def _facts(self, container: Container) -> ImageFacts:
+        return self.plane.image_facts(container.function.definition.image_id)
+
+    def _staged(self, container: Container) -> Path:
+        return container.directory / "files"
+
+    def _files(self, container: Container) -> dict[str, api_pb2.MountFile]:
+        """Return the files of the image, and those that are mounted over them, by their path."""
+        files: dict[str, api_pb2.MountFile] = dict(self._facts(container).files)
+        for mount_id in container.function.definition.mount_ids:
+            for file in self.plane.mounts[mount_id].files:
+                if ".." in Path(file.filename).parts:
+                    raise ValueError(f"mount file {file.filename!r} points outside of the image")
+                files[normal(file.filename)] = file
+        return files
+
+    def _place(self, target: Path, file: api_pb2.MountFile) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a later layer hides an earlier one
         copy(self.plane.file_store / file.sha256_hex, target)  # a link would share what it writes
         target.chmod(file.mode & 0o777 or 0o644)
-        if relative.parts[0] in CODE_DIRECTORIES:
-            return []
-        return [{"source": str(target), "target": f"/{relative}", "read_only": True}]
+
+    def _needed(self) -> list[Path]:
+        """Directories of this machine without which a container would not run."""
+        config = self.plane.config
+        ours = [Path(__file__).parent, Path(config.runtime), Path(config.state), Path.home()]
+        return [*ours, *self.machine.needs]
 
     def environment(self, container: Container, facts: ImageFacts) -> dict[str, str]:
         """Merge this machine's environment, the image's, the secrets', and what a worker sets."""
         directory, function = container.directory, container.function
-        inherited = {name: v for name, v in os.environ.items() if INHERITED.fullmatch(name)}
+        ours = inherited()
         secrets: dict[str, str] = {}
         for secret_id in function.definition.secret_ids:
             secrets.update(self.plane.objects.secret(secret_id))
         interpreter = str(Path(self.plane.config.python).parent)
-        code = [str(directory / name) for name in CODE_DIRECTORIES]
+        code = self.code_directories(container)[: len(CODE_DIRECTORIES)]
         runtime = {
-            "PATH": os.pathsep.join([interpreter, inherited.get("PATH", os.defpath)]),
+            "PATH": os.pathsep.join([interpreter, ours.get("PATH", os.defpath)]),
             "PYTHONPATH": os.pathsep.join(filter(None, [*code, facts.env.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
             "MODAL_IS_REMOTE": "1",
@@ -95,10 +142,32 @@ class ContainerFiles:
             "MODAL_ENVIRONMENT": ENVIRONMENT,
             "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_UNSPECIFIED",
             "MODAL_REGION": "local",
+            GPUS: "" if gpus.hidden_at_first(container) else ",".join(container.gpus),
         }
         if container.kind != "cold":
             runtime["MODAL_ENABLE_SNAP_RESTORE"] = "1"
-        return {**inherited, **facts.env, **secrets, **runtime}
+        return {**ours, **facts.env, **secrets, **runtime}
+
+    def environment_of_restore(self, container: Container) -> dict[str, str]:
+        """Return what changes when a snapshot that goes on in its own process is taken."""
+        if not gpus.hidden_at_first(container) or not container.gpus:
+            return {}
+        return {GPUS: ",".join(container.gpus)}
+
+    def allot_gpus(self, container: Container) -> None:
+        """Give *container* the GPUs that it asks for, as far as there are any."""
+        plane, function = self.plane, container.function
+        wanted, devices = gpus.count(function), plane.config.gpus
+        live = (c for c in plane.containers.values() if c.is_alive and not c.holds_snapshot)
+        container.gpus = gpus.allot(wanted, devices, live)
+        if len(container.gpus) < wanted:
+            name, asked = function.definition.function_name, gpus.requested(function)
+            given = ", ".join(container.gpus) or "none"
+            line = (
+                f"modalkit: {name} asks for gpu={asked!r} and sees {given}: this plane has "
+                f"{len(devices) or 'no'} GPUs for containers (gpus=[0, ...] names them)"
+            )
+            plane.say_once(container, line)
 
     def write_arguments(self, container: Container) -> None:
         """Write what the entrypoint is told about its function and app."""
@@ -117,16 +186,18 @@ class ContainerFiles:
             arguments.function_def.is_checkpointing_function = True
         (container.directory / "arguments.pb").write_bytes(arguments.SerializeToString())
 
-    def guard(self, container: Container, facts: ImageFacts) -> dict[str, Any] | None:
-        """Return the import guard's arguments; None where the image cannot be read in full."""
-        if facts.unread:
-            line = (
-                f"modalkit: imports are not checked, since this cannot be read: {facts.unread[0]}"
-            )
-            self.plane.say_once(container, line)
-            return None
-        return {
-            "packages": sorted(facts.packages),
-            "strict": self.plane.config.strict_image,
-            "roots": [str(container.directory / name) for name in CODE_DIRECTORIES],
-        }
+    def code_directories(self, container: Container) -> list[str]:
+        """Return where the app's own Python code is, those of PYTHONPATH first."""
+        place = self._staged(container) if self.machine.refusal else Path("/")
+        on_path = [str(place / name) for name in CODE_DIRECTORIES]
+        beside = {str(Path(file).parent) for file in self._files(container) if file.endswith(".py")}
+        return on_path + sorted(d for d in beside if _top(d) not in CODE_DIRECTORIES)
+
+
+def inherited() -> dict[str, str]:
+    """Return what containers get of this machine's environment."""
+    return {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+
+
+def _top(path: str) -> str:
+    return path.split("/")[1]

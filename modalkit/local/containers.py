@@ -23,10 +23,13 @@ from typing import TYPE_CHECKING, Any
 from grpclib.server import Server
 from modal_proto import api_pb2
 
-from modalkit.errors import ForkRefusedError, LocalPlaneError, PrivateMountsError, SnapshotGoneError
-from modalkit.local.boot import LEFT, mounts_available
-from modalkit.local.container_files import ContainerFiles
+from modalkit.errors import ForkRefusedError, LocalPlaneError, SnapshotGoneError
+from modalkit.local.boot import LEFT
+from modalkit.local.container_files import ContainerFiles, inherited
 from modalkit.local.fork_template import ForkTemplate
+from modalkit.local.image_reports import ImageReports
+from modalkit.local.machine import Machine
+from modalkit.local.mounts import Mount
 from modalkit.local.processes import descendants, memory_bytes
 from modalkit.local.state import Container, Event, Function, State, new_id
 
@@ -53,8 +56,9 @@ class Launcher:
     def __init__(self, plane: Plane, make_servicer: Callable[[Container], Any]) -> None:
         self.plane = plane
         self._make_servicer = make_servicer
-        self._files = ContainerFiles(plane)
-        self._mounts_work = False
+        self.machine = Machine(plane.config.python, inherited())
+        self.images = ImageReports(plane, self.machine)
+        self._files = ContainerFiles(plane, self.machine)
 
     def new_container(self, function: Function, kind: str) -> Container:
         """Register a container of *function*; `run` starts it."""
@@ -72,7 +76,9 @@ class Launcher:
 
     async def run(self, container: Container, fleet: Fleet) -> None:
         """Run *container* from its first file to its last process."""
-        await self._require_mounts(container)
+        await asyncio.to_thread(self.machine.learn)
+        self._files.require_mounts(container)
+        self._files.allot_gpus(container)
         server: Server | None = None
         try:
             mounts = await asyncio.to_thread(self._files.lay_out, container)
@@ -94,14 +100,6 @@ class Launcher:
             if server is not None:
                 server.close()
 
-    async def _require_mounts(self, container: Container) -> None:
-        """Refuse early, with the remedy, what this machine cannot do."""
-        if not container.function.definition.volume_mounts or self._mounts_work:
-            return
-        if (problem := await asyncio.to_thread(mounts_available)) is not None:
-            raise PrivateMountsError(problem)
-        self._mounts_work = True
-
     def clean_up(self, container: Container) -> None:
         """Remove what a dead container leaves on disk."""
         shutil.rmtree(container.directory, ignore_errors=True)
@@ -109,9 +107,7 @@ class Launcher:
 
     # ------------------------------------------------------------------ start
 
-    async def _start(
-        self, container: Container, mounts: list[dict[str, Any]], fleet: Fleet
-    ) -> None:
+    async def _start(self, container: Container, mounts: list[Mount], fleet: Fleet) -> None:
         facts = self.plane.image_facts(container.function.definition.image_id)
         fork_socket = None
         if container.holds_snapshot:
@@ -120,11 +116,13 @@ class Launcher:
         spec = {
             "mounts": mounts,
             "scratch": str(container.directory),
-            "cwd": str(container.directory / "root"),
-            "guard": self._files.guard(container, facts),
+            "cwd": self._files.working_directory(container),
+            "guard": self.images.guard(container, self._files.code_directories(container)),
             "fork_socket": str(fork_socket) if fork_socket else None,
             "parent": os.getpid(),
+            "at_restore": self._files.environment_of_restore(container),
         }
+        self.images.say_differences(container)
         self._files.write_arguments(container)
         spec_path = container.directory / "boot.json"
         spec_path.write_text(json.dumps(spec))
@@ -134,7 +132,7 @@ class Launcher:
                 str(BOOT),
                 str(spec_path),
                 env=self._files.environment(container, facts),
-                cwd=container.directory / "root",
+                cwd=container.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=pipes[0][1],
                 stderr=pipes[1][1],
@@ -172,7 +170,7 @@ class Launcher:
         function.pulse.beat()
         fleet.scale(function)
 
-    async def _restore(self, container: Container, mounts: list[dict[str, Any]]) -> None:
+    async def _restore(self, container: Container, mounts: list[Mount]) -> None:
         maker = container.maker
         if maker is None or maker.template is None:
             raise SnapshotGoneError("the snapshot went away before a container was restored")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import inspect
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from modalkit.errors import LocalPlaneError, ModalkitError, UnknownContainerError, UsageError
+from modalkit.local import gpus
 from modalkit.local.faults import Fault
 from modalkit.local.reports import ContainerInfo
 from modalkit.local.state import Container
@@ -44,6 +46,8 @@ def describe(container: Container) -> ContainerInfo:
         first_input_at=container.first_input_at,
         exited_at=container.exited_at,
         returncode=container.returncode,
+        gpu=gpus.requested(container.function),
+        gpus=list(container.gpus),
     )
 
 
@@ -63,6 +67,7 @@ class Control:
             "preempt": self._preempt,
             "kill": self._kill,
             "logs": self._logs,
+            "images": self._images,
             "volume": self._volume,
             "transcript": self._rpcs,
             "time": plane.clock.time,
@@ -79,17 +84,18 @@ class Control:
         """Answer one connection until it ends."""
         try:
             while line := await reader.readline():
-                writer.write(json.dumps(self._answer(line)).encode() + b"\n")
+                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
                 await writer.drain()
         except (ConnectionError, ValueError):  # it is gone, or sends a line without an end
             return
         finally:
             writer.close()
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
             request = json.loads(line)
-            return {"result": self._operations[request.pop("op")](**request)}
+            result = self._operations[request.pop("op")](**request)
+            return {"result": await result if inspect.isawaitable(result) else result}
         except ModalkitError as error:
             return {"error": str(error), "kind": type(error).__name__}
         except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -157,6 +163,11 @@ class Control:
         found = self._plane.containers.get(container)
         if found is not None and found.is_alive:
             _send(found.pids(), signal.SIGCONT)
+
+    async def _images(self) -> list[dict[str, Any]]:
+        launcher = self._scheduler.launcher
+        await asyncio.to_thread(launcher.machine.learn)
+        return [attrs.asdict(image) for image in launcher.images.describe()]
 
     def _volume(self, name: str) -> str:
         try:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import attrs
 from modal_proto import api_pb2
 
 from modalkit.local.clock import Clock, Pulse
-from modalkit.local.image_commands import ImageFacts, parse
+from modalkit.local.image_commands import ImageFacts, Layer, parse
 from modalkit.local.keep import Keep
 from modalkit.local.object_store import ObjectStore, object_directory
 from modalkit.local.processes import views_directory
@@ -35,6 +35,8 @@ Engine = Literal["inline", "fork"]
 
 ENVIRONMENT = "main"
 """The one environment; clients say "" and containers "main" for the same object."""
+IMAGE_BUILDER = "2025.06"
+"""The image builder that the plane claims: it decides which commands the client sends."""
 
 
 def _switches(given: Switches | dict[str, str]) -> Switches:
@@ -70,11 +72,20 @@ class Config:
 
 @attrs.frozen
 class Image:
-    """One recorded image layer."""
+    """One recorded image: its last layer, on top of others."""
 
     id: str
-    commands: tuple[str, ...]
-    bases: tuple[str, ...]
+    layer: Layer
+    bases: Mapping[str, str] = attrs.field(factory=dict)
+    """Image ids by the names that the layer's `FROM` lines give them."""
+
+
+@attrs.frozen
+class Mount:
+    """Uploaded files, or one of Modal's own mounts, which has a name and no files here."""
+
+    files: tuple[api_pb2.MountFile, ...]
+    name: str = ""
 
 
 @attrs.define(eq=False)
@@ -94,8 +105,9 @@ class Plane:
     calls: dict[str, Call] = attrs.field(factory=dict)
     inputs: dict[str, Input] = attrs.field(factory=dict)
     containers: dict[str, Container] = attrs.field(factory=dict)
-    mounts: dict[str, list[api_pb2.MountFile]] = attrs.field(factory=dict)
+    mounts: dict[str, Mount] = attrs.field(factory=dict)
     images: dict[str, Image] = attrs.field(factory=dict)
+    _facts: dict[str, ImageFacts] = attrs.field(factory=dict)
     queue_pulses: defaultdict[str, Pulse] = attrs.field(factory=lambda: defaultdict(Pulse))
     """Beats at each put into the Queue of this id, and when it is deleted."""
     log_lines: list[LogLine] = attrs.field(factory=list)
@@ -161,14 +173,16 @@ class Plane:
 
     def image_facts(self, image_id: str) -> ImageFacts:
         """Return what the recorded commands of an image and of its bases say."""
-        return parse(self._commands(image_id))
-
-    def _commands(self, image_id: str) -> list[str]:
-        image = self.images.get(image_id)
-        if image is None:
-            return []
-        inherited = [line for base in image.bases for line in self._commands(base)]
-        return inherited + list(image.commands)
+        if image_id not in self.images:
+            return ImageFacts()
+        if image_id not in self._facts:
+            image = self.images[image_id]
+            bases = {name: self.image_facts(base) for name, base in image.bases.items()}
+            self._facts[image_id] = parse(
+                attrs.evolve(image.layer, bases=bases),
+                lambda file: (self.file_store / file.sha256_hex).read_text(errors="replace"),
+            )
+        return self._facts[image_id]
 
     def takes_snapshots(self, function: Function) -> bool:
         """Whether containers of *function* start from a snapshot here."""

@@ -66,13 +66,13 @@ def install(fork_socket: str) -> None:
 
     def take(task_lifecycle_manager: Any) -> None:
         template, template_url = os.getpid(), os.environ["MODAL_SERVER_URL"]
-        directory = Path.cwd()
+        home = Path(os.environ["MODAL_RESTORE_STATE_PATH"]).parent
         _private.quiesce(task_lifecycle_manager)
         if reason := _refusal(user_loop()):
             control.refuse(reason)
         else:
             order, descriptors = _serve(control)
-            _become(order, descriptors, template, directory)
+            _become(order, descriptors, template, home)
             _private.redirect(template_url)
             _private.repair(user_loop())
         _private.restore(task_lifecycle_manager)
@@ -214,8 +214,9 @@ def _fork(control: Control, container: str) -> int | None:
     return pid
 
 
-def _become(order: Order, descriptors: list[int], template: int, directory: Path) -> None:
-    """Turn a fresh child of `template`, which worked in `directory`, into a container."""
+def _become(order: Order, descriptors: list[int], template: int, home: Path) -> None:
+    """Turn a fresh child of `template`, whose own files are in `home`, into a container."""
+    directory = Path.cwd()
     os.setsid()
     for descriptor, standard in zip(descriptors, (1, 2), strict=True):
         os.dup2(descriptor, standard)
@@ -230,11 +231,12 @@ def _become(order: Order, descriptors: list[int], template: int, directory: Path
         state = Path(os.environ["MODAL_RESTORE_STATE_PATH"])
         state.write_text(json.dumps(order["state"]))
         _directory = state.parent
-        # The directory of the code is /root in every container on Modal; here each has its own,
-        # and relative files of one must not be another's.
-        own = state.parent / directory.name
-        if Path.cwd() == directory and own.is_dir():
-            os.chdir(own)
+        # By its path once more: the same path is another directory now, the child's own. Without
+        # private mounts each container has another path, and it is led from one to the other.
+        if directory.is_relative_to(home):
+            directory = state.parent / directory.relative_to(home)
+        with contextlib.suppress(FileNotFoundError):
+            os.chdir(directory)
     except OSError as error:
         _say(f"a container could not be restored from its snapshot: {error}")
         os._exit(EXIT_CONFIG)

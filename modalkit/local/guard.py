@@ -26,35 +26,49 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-# Modal mounts its client and all that it needs into every container.
-PROVIDED: Final = ("modal",)
+from .markers import holds
+
 HANDLERS: Final = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
 REQUIREMENT: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?")
-EXTRA: Final = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 
 
-def install(packages: Iterable[str], strict: bool, roots: Sequence[str]) -> None:  # noqa: FBT001
-    """
-    Guard all imports from here on.
-
-    Args:
-        packages: Distributions that the image installs, extras in brackets.
-        strict: Raise ModuleNotFoundError for a missing one; False prints a line on stderr, once
-            for each module.
-        roots: Directories of the app's own mounted code.
-    """
-    guard = Guard(packages, strict, roots)
+def install(**arguments: Any) -> None:
+    """Guard all imports from here on; the arguments are those of `Guard`."""
+    guard = Guard(**arguments)
     builtins.__import__ = guard.wrap_statement(builtins.__import__)
     importlib.import_module = guard.wrap_function(importlib.import_module)
 
 
 class Guard:
-    """Decides what the app's own code may import; see `install`."""
+    """
+    Decides what the app's own code may import.
 
-    def __init__(self, packages: Iterable[str], strict: bool, roots: Sequence[str]) -> None:  # noqa: FBT001
-        self._packages = [*packages, *PROVIDED]
+    Args:
+        packages: Distributions that the image installs, extras in brackets; or modules, where it
+            names no distributions, as apt does.
+        client: Distributions that Modal mounts for its client, without what these require.
+        strict: Raise ModuleNotFoundError for a missing one; False prints a line on stderr, once
+            for each module.
+        roots: Directories of the app's own mounted code.
+        python: The series of the image's Python, for what depends on it; None for this one's.
+    """
+
+    def __init__(
+        self,
+        packages: Iterable[str],
+        *,
+        client: Iterable[str] = (),
+        strict: bool,
+        roots: Sequence[str],
+        python: str | None = None,
+    ) -> None:
+        self._packages = list(packages)
+        self._client = {"modal", *map(_canonical, client)}
         self._strict = strict
-        self._roots = tuple({f"{path}/" for root in roots for path in (root, Path(root).resolve())})
+        self._roots = _directories(roots)
+        # An interpreter may lie below a root: of /root, say.
+        self._foreign = _directories([sys.prefix, sys.base_prefix])
+        self._python = python
         self._own_files: dict[str, bool] = {}
         self._faults: dict[str, str | None] = {}
         self._told: set[str] = set()
@@ -95,7 +109,11 @@ class Guard:
         if not isinstance(file, str):
             return False
         if (known := self._own_files.get(file)) is None:
-            known = self._own_files[file] = file.startswith(self._roots)
+            own, foreign = (
+                max((len(place) for place in places if file.startswith(place)), default=0)
+                for places in (self._roots, self._foreign)
+            )
+            known = self._own_files[file] = own > foreign
         return known
 
     def _check(self, name: str, caller: types.FrameType) -> None:
@@ -116,13 +134,14 @@ class Guard:
         """Say what the image lacks and the line that adds it; None where all is well."""
         if top in sys.stdlib_module_names or self._is_mounted(top):
             return None
-        if _canonical(top) in {_canonical(p.partition("[")[0]) for p in self._packages}:
+        named = {_canonical(package.partition("[")[0]) for package in self._packages}
+        if _canonical(top) in named | self._client:
             return None  # most are called like their distribution: spares reading all metadata
-        permitted = _with_requirements(self._packages)
-        if _canonical(top) in permitted:
-            return None
-        owners = importlib.metadata.packages_distributions().get(top, [])
-        if permitted & {_canonical(owner) for owner in owners}:
+        owned = importlib.metadata.packages_distributions()
+        owners = owned.get(top, [])
+        of_modules = [owner for name in named for owner in owned.get(name, [])]
+        permitted = _with_requirements([*self._packages, *of_modules], self._python)
+        if (permitted | self._client) & {_canonical(name) for name in [top, *owners]}:
             return None
         if owners and not _is_editable(owners[0]):
             line = f'.uv_pip_install("{owners[0]}")'
@@ -141,8 +160,12 @@ def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _with_requirements(packages: Iterable[str]) -> set[str]:
-    """Follow the installed metadata; of markers only `extra` is looked at."""
+def _directories(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple({f"{path}/" for given in paths for path in (given, Path(given).resolve())})
+
+
+def _with_requirements(packages: Iterable[str], python: str | None) -> set[str]:
+    """Follow the installed metadata."""
     seen: set[tuple[str, str]] = set()
     waiting = [pair for package in packages for pair in _named(package)]
     while waiting:
@@ -151,8 +174,7 @@ def _with_requirements(packages: Iterable[str]) -> set[str]:
             continue
         seen.add(pair)
         for requirement in _requirements(name):
-            needed = EXTRA.findall(requirement)
-            if not needed or extra in {_canonical(e) for e in needed}:
+            if holds(requirement, python, extra):
                 waiting += _named(requirement)
     return {name for name, _ in seen}
 

@@ -2,33 +2,28 @@
 What an image would hold, read from the Dockerfile commands that the client recorded.
 
 Nothing is built here: containers run in the caller's own interpreter. The packages feed the
-import guard, `ENV` and `WORKDIR` the containers, and what could not be read is said.
+import guard, the files of `COPY`, `ENV` and `WORKDIR` the containers, and what was not run or could
+not be read is said.
 """
 
 from __future__ import annotations
 
+import json
+import posixpath
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
-# Options of pip and uv that take the next word as their value.
-_VALUED = (
-    "-c --constraint --constraints -e --editable -f --find-links -i --index-url --index"
-    " --default-index --extra-index-url -p --python -t --target --prefix --root --platform"
-    " --python-version --python-platform --implementation --abi --only-binary --no-binary"
-    " -P --upgrade-package --upgrade-strategy -C --config-settings --config-setting"
-    " --global-option --cache-dir --proxy --retries --timeout --trusted-host --cert"
-    " --client-cert --progress-bar --link-mode --index-strategy --keyring-provider"
-    " --resolution --prerelease --exclude-newer --torch-backend --src --log --report"
-    " --no-build-package --no-build-isolation-package --refresh-package --reinstall-package"
-    " --extra --group --overrides --build-constraints --color --directory --project"
+from modalkit.local.image_packages import (
+    Packages,
+    Unreadable,
+    installed_by,
 )
-VALUED: Final = frozenset(_VALUED.split())
-FILES: Final = frozenset({"-r", "--requirement", "--requirements"})
+
 # A base that brings no Python package of its own; any other may bring what an app imports.
 BARE_BASES: Final = frozenset(
     {
@@ -36,6 +31,8 @@ BARE_BASES: Final = frozenset(
         *("nvidia/cuda", "mambaorg/micromamba"),
     }
 )
+# Bare ones whose Python is the system's: apt's Python packages are for that one only.
+SYSTEM_PYTHON: Final = frozenset({"debian", "ubuntu", "buildpack-deps", "nvidia/cuda"})
 # What Modal's own base layers run; no news to anyone. Source: modal/_image.py, debian_slim.
 EXPECTED: Final = frozenset(
     {
@@ -45,11 +42,36 @@ EXPECTED: Final = frozenset(
         "ln -s /usr/local/bin/python3 /usr/local/bin/python",
     }
 )
-INSTALLERS: Final = re.compile(r"\b(pip3?|uv|conda|mamba|micromamba|poetry|pdm|pixi)\b")
-REQUIREMENT: Final = re.compile(
-    r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?\s*(?:$|[@=<>!~;(])"
-)
 REFERENCE: Final = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+HEREDOC: Final = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
+WITHOUT_EFFECT: Final = frozenset(
+    {"CMD", "SHELL", "LABEL", "EXPOSE", "VOLUME", "HEALTHCHECK", "STOPSIGNAL", "USER", "MAINTAINER"}
+)
+
+File = Any
+"""An uploaded file, as the plane keeps it."""
+
+
+@attrs.frozen
+class Layer:
+    """
+    One recorded layer of an image.
+
+    Attributes:
+        commands: Its Dockerfile commands.
+        bases: Facts of the images that its `FROM` lines may name.
+        context: Uploaded files by their absolute path in the build context.
+        build_args: Values for `ARG`.
+        python: The series of the Python that the context holds, for `add_python`.
+        function: The name of a `run_function`, which is the whole layer then.
+    """
+
+    commands: tuple[str, ...]
+    bases: Mapping[str, ImageFacts] = attrs.field(factory=dict)
+    context: Mapping[str, File] = attrs.field(factory=dict)
+    build_args: Mapping[str, str] = attrs.field(factory=dict)
+    python: str | None = None
+    function: str = ""
 
 
 @attrs.frozen
@@ -58,156 +80,289 @@ class ImageFacts:
     What the commands of an image chain say.
 
     Attributes:
-        packages: Canonical names of the distributions that pip and uv were told to install, with
-            the extras asked for: `numpy`, `fastapi[standard]`.
+        base: The image that it begins with.
+        python: The series of its Python, such as "3.12"; None where it is not known.
+        has_system_python: Whether that is the distribution's own.
+        packages: What pip, uv and the like were told to install: canonical names with the extras
+            asked for, `fastapi[standard]`, and what was asked of the version.
         env: The variables of `ENV`; one that refers to a variable which no command sets is
             left out, as the plane does not have the base image's value.
+        args: The variables of `ARG`, which only the build sees.
         workdir: The last `WORKDIR`, or None.
-        not_run: `RUN` and `COPY` lines that have no effect on the plane.
+        files: The files of `COPY`, by absolute path.
+        not_run: Lines that have no effect on the plane.
         unread: Those lines that may bring packages which `packages` does not name: requirement
-            files, conda, a foreign base image. While there are any, "not installed" is a guess.
+            files that were not uploaded, a foreign base image. While there are any, "not
+            installed" is a guess.
     """
 
-    packages: frozenset[str] = frozenset()
+    base: str = ""
+    python: str | None = None
+    has_system_python: bool = False
+    packages: Packages = attrs.field(factory=dict)
     env: dict[str, str] = attrs.field(factory=dict)
+    args: dict[str, str] = attrs.field(factory=dict)
     workdir: str | None = None
+    files: dict[str, File] = attrs.field(factory=dict)
     not_run: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
+    def without_effect(self, line: str, *, may_install: bool = False) -> ImageFacts:
+        """Add a line that was not run."""
+        return attrs.evolve(
+            self,
+            not_run=(*self.not_run, line),
+            unread=(*self.unread, line) if may_install else self.unread,
+        )
 
-def canonical(name: str) -> str:
+
+def normal(path: str) -> str:
+    """Return a path of the image, or of its build context, as an absolute one without dots."""
+    return "/" + posixpath.normpath(f"/{path}").lstrip("/")
+
+
+def parse(layer: Layer, read: Callable[[File], str] = str) -> ImageFacts:
     """
-    Return the canonical form of a distribution's name.
-
-    Source: https://packaging.python.org/en/latest/specifications/name-normalization/
-    """
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def parse(commands: Iterable[str]) -> ImageFacts:
-    """
-    Read the commands of a whole image chain.
+    Read one layer on top of what its bases say.
 
     Args:
-        commands: Dockerfile commands, the base image's first.
+        layer: The layer.
+        read: Returns the text of an uploaded file.
     """
-    facts = ImageFacts()
-    for command in commands:
-        line = command.replace("\\\n", " ").strip()
+    facts = next(iter(layer.bases.values()), ImageFacts())
+    if layer.function:
+        return facts.without_effect(f"run_function({layer.function})")
+    stages = dict(layer.bases)
+    reader = _Reader(layer, stages, read)
+    for line in _lines(layer.commands):
         word, _, rest = line.partition(" ")
-        match word.upper():
-            case "RUN":
-                facts = _run(facts, line, rest.strip())
-            case "ENV":
-                facts = attrs.evolve(facts, env={**facts.env, **_env(rest, facts.env)})
-            case "WORKDIR":
-                there = PurePosixPath(facts.workdir or "/", _expand(rest.strip(), facts.env) or "")
-                facts = attrs.evolve(facts, workdir=str(there))
-            case "COPY" | "ADD" if "--from=" not in rest and "/python/." not in rest:
-                facts = attrs.evolve(facts, not_run=(*facts.not_run, line))
-            case "FROM" if not _is_bare(rest):
-                facts = attrs.evolve(facts, unread=(*facts.unread, line))
+        facts = reader.follow(facts, word.upper(), rest.strip(), line)
     return facts
 
 
-def _is_bare(image: str) -> bool:
-    name = image.split(maxsplit=1)[0].partition("@")[0]
-    # A registry's port has a colon too; a tag's colon comes after the last slash.
-    repository = name[:colon] if (colon := name.rfind(":")) > name.rfind("/") else name
-    return repository.removeprefix("docker.io/").removeprefix("library/") in BARE_BASES
-
-
-def _run(facts: ImageFacts, line: str, script: str) -> ImageFacts:
-    if script in EXPECTED:
-        return facts
-    packages: set[str] = set()
-    understood, read = True, True
-    for words in _commands(script):
-        arguments = _install_arguments(words)
-        if arguments is None:
-            understood = False
-            read = read and not INSTALLERS.search(" ".join(words))
+def _lines(commands: Iterable[str]) -> Iterator[str]:
+    """Join continued lines, and here-documents to the line that opens them."""
+    lines = iter("\n".join(commands).splitlines())
+    for first in lines:
+        if first.lstrip().startswith("#") or not first.strip():
             continue
-        names, complete = _requirements(arguments)
-        packages |= names
-        read = read and complete
-    return attrs.evolve(
-        facts,
-        packages=facts.packages | packages,
-        not_run=facts.not_run if understood and read else (*facts.not_run, line),
-        unread=facts.unread if read else (*facts.unread, line),
+        line = first.strip()
+        while line.endswith("\\") and (more := next(lines, None)) is not None:
+            if not more.lstrip().startswith("#"):
+                line = f"{line[:-1].rstrip()} {more.strip()}"
+        for opened in HEREDOC.finditer(line):
+            while (more := next(lines, opened[1])).strip() != opened[1]:
+                line += f"\n{more}"
+        yield line
+
+
+class _Reader:
+    """Follows the lines of one layer."""
+
+    def __init__(
+        self, layer: Layer, stages: dict[str, ImageFacts], read: Callable[[File], str]
+    ) -> None:
+        self._layer = layer
+        self._stages = stages
+        self._stage: str | None = None
+        """Of the stage that the lines belong to; None before the first one."""
+        self._global_args: dict[str, str] = {}
+        self._read = read
+
+    def follow(self, facts: ImageFacts, word: str, rest: str, line: str) -> ImageFacts:
+        facts = self._follow(facts, word, rest, line)
+        if self._stage is None:
+            self._global_args = facts.args
+        else:
+            self._stages[self._stage] = facts
+        return facts
+
+    def _follow(self, facts: ImageFacts, word: str, rest: str, line: str) -> ImageFacts:
+        match word:
+            case "FROM":
+                facts = self._from(rest, line)
+            case "RUN":
+                facts = self._run(facts, rest, line)
+            case "COPY" | "ADD":
+                facts = self._copy(facts, rest, line)
+            case "ENV":
+                facts = attrs.evolve(facts, env={**facts.env, **_assignments(rest, facts)})
+            case "ARG":
+                given = {n: v for n, v in self._layer.build_args.items() if n in rest}
+                values = _assignments(rest, facts) if "=" in rest else {}
+                facts = attrs.evolve(facts, args={**facts.args, **values, **given})
+            case "WORKDIR":
+                there = _expand(" ".join(shlex.split(rest)), facts) or ""
+                there = normal(posixpath.join(facts.workdir or "/", there))
+                facts = attrs.evolve(facts, workdir=there)
+            case _ if word not in WITHOUT_EFFECT and line != "ENTRYPOINT []":
+                facts = facts.without_effect(line)
+        return facts
+
+    def _from(self, rest: str, line: str) -> ImageFacts:
+        words = [word for word in rest.split() if not word.startswith("--")]
+        image = _expand(words[0], ImageFacts(args=self._global_args)) or words[0]
+        self._stage = words[2] if len(words) > 2 else ""  # noqa: PLR2004 - FROM image AS name
+        if image in self._stages:
+            return self._stages[image]
+        name, tag = _repository(image)
+        series = re.match(r"\d+\.\d+", tag) if name == "python" else None
+        return ImageFacts(
+            base=image,
+            python=series[0] if series else None,
+            has_system_python=name in SYSTEM_PYTHON,
+            unread=() if name in BARE_BASES else (line,),
+        )
+
+    # ------------------------------------------------------------------ COPY
+
+    def _copy(self, facts: ImageFacts, rest: str, line: str) -> ImageFacts:
+        if "/python/." in rest and self._layer.python:
+            return attrs.evolve(facts, python=self._layer.python, has_system_python=False)
+        options = dict(re.findall(r"--(\w+)=(\S+)", rest))
+        rest = re.sub(r"--\w+(=\S+)?\s+", "", rest)
+        words = json.loads(rest) if rest.startswith("[") else shlex.split(rest)
+        *sources, target = [_expand(word, facts) or word for word in words]
+        if "from" in options:
+            return self._copy_from(facts, options["from"], sources, target, line)
+        return _place(facts, self._layer.context, sources, target, line)
+
+    def _copy_from(
+        self, facts: ImageFacts, stage: str, sources: list[str], target: str, line: str
+    ) -> ImageFacts:
+        if stage not in self._stages:
+            is_uv = all(_name(source) in {"uv", "uvx"} for source in sources)
+            return facts if is_uv else facts.without_effect(line)
+        # What was installed there may be below what is copied: a virtual environment, say.
+        other = self._stages[stage]
+        facts = attrs.evolve(
+            facts,
+            packages={**other.packages, **facts.packages},
+            unread=(*facts.unread, *(text for text in other.unread if text not in facts.unread)),
+        )
+        return _place(facts, other.files, sources, target, line)
+
+    # ------------------------------------------------------------------ RUN
+
+    def _run(self, facts: ImageFacts, script: str, line: str) -> ImageFacts:
+        if script in EXPECTED:
+            return facts
+        first, _, text = script.partition("\n")
+        if text:  # a here-document: it is the script, or it is written to a file
+            script = text if first.startswith("<<") else HEREDOC.sub("", first)
+        directory = facts.workdir or "/"
+        packages: Packages = {}
+        understood, complete = True, True
+
+        def look_up(path: str) -> str | None:
+            file = facts.files.get(normal(path))
+            return None if file is None else self._read(file)
+
+        for words in _commands(_expand_known(script, facts)):
+            if words[0] == "cd" and len(words) > 1:
+                directory = posixpath.join(directory, words[1])
+                continue
+            try:
+                found = installed_by(words, directory, look_up)
+            except Unreadable as unreadable:
+                packages |= unreadable.packages
+                complete = False
+                continue
+            is_apt = _name(words[0]) in {"apt", "apt-get"}
+            understood = understood and found is not None and not is_apt
+            if not (is_apt and facts.python and not facts.has_system_python):
+                packages |= found or {}
+        facts = attrs.evolve(
+            facts,
+            packages={**facts.packages, **packages},
+            python=facts.python or _conda_python(script),
+        )
+        if understood and complete:
+            return facts
+        return facts.without_effect(line, may_install=not complete)
+
+
+def _name(program: str) -> str:
+    return PurePosixPath(program).name
+
+
+def _repository(image: str) -> tuple[str, str]:
+    """Return the bare name of an image, and its tag."""
+    name = image.partition("@")[0]
+    # A registry's port has a colon too; a tag's colon comes after the last slash.
+    colon = name.rfind(":")
+    name, tag = (name[:colon], name[colon + 1 :]) if colon > name.rfind("/") else (name, "")
+    return name.removeprefix("docker.io/").removeprefix("library/"), tag
+
+
+def _conda_python(script: str) -> str | None:
+    found = re.search(r"\b(?:micromamba|mamba|conda)\b.*\spython=+(\d+\.\d+)", script)
+    return found[1] if found else None
+
+
+def _place(
+    facts: ImageFacts, context: Mapping[str, File], sources: list[str], target: str, line: str
+) -> ImageFacts:
+    """Copy as Docker does: a directory's content, or a file into a directory or under a name."""
+    where = normal(posixpath.join(facts.workdir or "/", target))
+    is_directory = (
+        len(sources) > 1
+        or target.endswith(("/", "."))
+        or where == facts.workdir
+        or any(path.startswith(where.rstrip("/") + "/") for path in facts.files)
     )
+    files: dict[str, File] = {}
+    for source in sources:
+        pattern = normal(source).lstrip("/")
+        wanted = re.compile(f"(/{_glob(pattern)})(/.*)?" if pattern else "()(/.*)")
+        matches = [m for path in context if (m := wanted.fullmatch(path))]
+        many = is_directory or len({m[1] for m in matches}) > 1
+        for match in matches:
+            inside = match[2] or (f"/{_name(match[1])}" if many else "")
+            files[normal(where + inside)] = context[match[0]]
+    facts = attrs.evolve(facts, files={**facts.files, **files})
+    return facts if files else facts.without_effect(line)
+
+
+def _glob(pattern: str) -> str:
+    parts = {"*": "[^/]*", "?": "[^/]"}
+    return "".join(parts.get(c, re.escape(c)) for c in pattern)
 
 
 def _commands(script: str) -> Iterator[list[str]]:
-    """Split a shell line at `&&`, `||`, `;` and `|` into simple commands."""
+    """Split a shell line at `&&`, `||`, `;`, `|` and line ends into simple commands."""
     lexer = shlex.shlex(
-        re.sub(r"\$\([^)]*\)", "SUBSTITUTED", script), posix=True, punctuation_chars="&|;"
+        re.sub(r"\$\([^)]*\)", "SUBSTITUTED", script).replace("\n", " ; "),
+        posix=True,
+        punctuation_chars="&|;",
     )
     lexer.whitespace_split, lexer.commenters = True, ""
     words: list[str] = []
     try:
         for word in lexer:
-            if set(word) <= set("&|;"):
-                yield words
-                words = []
-            else:
+            if not set(word) <= set("&|;"):
                 words.append(word)
+                continue
+            if words:
+                yield from _inner(words)
+            words = []
     except ValueError:  # unbalanced quotes: a shell's own business
         words = [script]
     if words:
-        yield words
+        yield from _inner(words)
 
 
-def _install_arguments(words: list[str]) -> list[str] | None:
-    """Return what follows `pip install`; None for any other command."""
-    while words and (words[0].startswith("--") or re.match(r"\w+=", words[0])):
-        words = words[1:]  # RUN --mount=..., and VARIABLE=value before a program
-    if not words:
-        return []
-    program = PurePosixPath(words[0]).name
-    if re.fullmatch(r"pip[\d.]*", program):
-        rest = words[1:]
-    elif re.fullmatch(r"python[\d.]*", program) and words[1:3] == ["-m", "pip"]:
-        rest = words[3:]
-    elif program == "uv" and words[1:2] == ["pip"]:
-        rest = words[2:]
-    else:
-        return None
-    return rest[rest.index("install") + 1 :] if "install" in rest else None
+def _inner(words: list[str]) -> Iterator[list[str]]:
+    """Look into `bash -c "..."`."""
+    if _name(words[0]) in {"bash", "sh"} and len(words) > 2:  # noqa: PLR2004
+        *options, script = words[1:]
+        if all(option.startswith("-") for option in options) and options[-1].endswith("c"):
+            yield from _commands(script)
+            return
+    yield words
 
 
-def _requirements(arguments: list[str]) -> tuple[set[str], bool]:
-    names: set[str] = set()
-    complete = True
-    words = iter(arguments)
-    for word in words:
-        if word in FILES or word.startswith(tuple(f"{option}=" for option in FILES)):
-            complete = False
-            if word in FILES:
-                next(words, None)
-        elif word in VALUED:
-            complete = complete and word not in {"-e", "--editable"}
-            next(words, None)
-        elif not word.startswith("-"):
-            name = _distribution(word)
-            complete = complete and name is not None
-            names |= {name} if name else set()
-    return names, complete
-
-
-def _distribution(requirement: str) -> str | None:
-    if requirement.endswith(".whl"):
-        return canonical(PurePosixPath(requirement).name.partition("-")[0])
-    if egg := re.search(r"#egg=([A-Za-z0-9._-]+)", requirement):
-        return canonical(egg[1])
-    if not (found := REQUIREMENT.match(requirement)):
-        return None
-    extras = sorted(canonical(e.strip()) for e in (found[2] or "").split(",") if e.strip())
-    return canonical(found[1]) + (f"[{','.join(extras)}]" if extras else "")
-
-
-def _env(rest: str, known: dict[str, str]) -> dict[str, str]:
+def _assignments(rest: str, facts: ImageFacts) -> dict[str, str]:
     # Inside single quotes a $ is a $: hidden from the expansion below.
     hidden = re.sub(r"'[^']*'", lambda quoted: quoted[0].replace("$", "\0"), rest)
     try:
@@ -218,12 +373,18 @@ def _env(rest: str, known: dict[str, str]) -> dict[str, str]:
         name, _, value = hidden.strip().partition(" ")
         words = [f"{name}={value.strip()}"]
     pairs = (word.partition("=") for word in words)
-    expanded = {name: _expand(value, known) for name, _, value in pairs}
+    expanded = {name: _expand(value, facts) for name, _, value in pairs}
     return {name: value for name, value in expanded.items() if value is not None}
 
 
-def _expand(value: str, known: dict[str, str]) -> str | None:
+def _expand(value: str, facts: ImageFacts) -> str | None:
+    known = {**facts.args, **facts.env}
     names = {braced or plain for braced, plain in REFERENCE.findall(value)}
     if not names <= known.keys():
         return None
     return REFERENCE.sub(lambda name: known[name[1] or name[2]], value).replace("\0", "$")
+
+
+def _expand_known(script: str, facts: ImageFacts) -> str:
+    known = {**facts.args, **facts.env}
+    return REFERENCE.sub(lambda name: known.get(name[1] or name[2], name[0]), script)

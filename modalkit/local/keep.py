@@ -23,11 +23,12 @@ from google.protobuf.message import DecodeError
 from modal_proto import api_pb2
 
 from modalkit.errors import LocalPlaneError
+from modalkit.local.image_commands import Layer
 from modalkit.local.lifesigns import RESULTS_KEPT_S
 from modalkit.local.state import App, Call, Deployment, Function, Input, Status, is_waited_for
 
 if TYPE_CHECKING:
-    from modalkit.local.core import Plane
+    from modalkit.local.core import Mount, Plane
 
 logger = logging.getLogger("modalkit.local")
 
@@ -365,7 +366,7 @@ class Keep:
         for (identifier,) in self._db.execute("SELECT id FROM uploads").fetchall():
             if identifier not in needed:
                 self._write("DELETE FROM uploads WHERE id = ?", identifier)
-        files = {file.sha256_hex for mount in needed for file in plane.mounts.get(mount, [])}
+        files = {file.sha256_hex for upload in needed for file in _files(plane, upload)}
         for directory, kept in ((plane.blob_store, blobs), (plane.file_store, files)):
             for path in directory.iterdir():
                 if path.name not in kept:
@@ -391,20 +392,42 @@ def _uploads(plane: Plane, functions: Iterable[Function]) -> Iterator[str]:
         while waiting:
             if (image := plane.images.get(waiting.pop())) is not None:
                 yield image.id
-                waiting += image.bases
+                waiting += image.bases.values()
+
+
+def _files(plane: Plane, identifier: str) -> Iterable[api_pb2.MountFile]:
+    if (mount := plane.mounts.get(identifier)) is not None:
+        return mount.files
+    image = plane.images.get(identifier)
+    return image.layer.context.values() if image is not None else ()
 
 
 def _packed(plane: Plane, identifier: str) -> bytes:
     if identifier.startswith("mo-"):
-        request = api_pb2.MountGetOrCreateRequest(files=plane.mounts.get(identifier, []))
-        return bytes(request.SerializeToString())
-    return json.dumps(attrs.asdict(plane.images[identifier])).encode()
+        return bytes(_request(plane.mounts.get(identifier)).SerializeToString())
+    image = plane.images[identifier]
+    context = [(path, file.SerializeToString().hex()) for path, file in image.layer.context.items()]
+    layer = {**attrs.asdict(image.layer, recurse=False), "context": context, "bases": {}}
+    return json.dumps({"id": image.id, "bases": dict(image.bases), "layer": layer}).encode()
+
+
+def _request(mount: Mount | None) -> api_pb2.MountGetOrCreateRequest:
+    if mount is None:
+        return api_pb2.MountGetOrCreateRequest()
+    return api_pb2.MountGetOrCreateRequest(files=mount.files, deployment_name=mount.name)
 
 
 def _unpack(plane: Plane, identifier: str, record: bytes) -> None:
-    if identifier.startswith("mo-"):
-        plane.mounts[identifier] = list(api_pb2.MountGetOrCreateRequest.FromString(record).files)
-    else:
-        from modalkit.local.core import Image
+    from modalkit.local.core import Image, Mount
 
-        plane.images[identifier] = Image(**json.loads(record))
+    if identifier.startswith("mo-"):
+        request = api_pb2.MountGetOrCreateRequest.FromString(record)
+        plane.mounts[identifier] = Mount(tuple(request.files), request.deployment_name)
+        return
+    fields = json.loads(record)
+    layer = fields["layer"]
+    layer["commands"] = tuple(layer["commands"])
+    layer["context"] = {
+        path: api_pb2.MountFile.FromString(bytes.fromhex(file)) for path, file in layer["context"]
+    }
+    plane.images[identifier] = Image(fields["id"], Layer(**layer), fields["bases"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypedDict
@@ -54,7 +55,7 @@ def enter(mounts: Iterable[Mount], scratch: str) -> None:
     Raises:
         OSError: The kernel or its configuration forbids it; see `remedy`.
     """
-    mounts = sorted(mounts, key=lambda mount: mount["target"].count("/"))
+    mounts = _in_order(mounts)
     _unshare()
     _mount("none", "/", flags=MS_REC | MS_PRIVATE)
     root = Path(scratch, "root")
@@ -77,16 +78,25 @@ def enter(mounts: Iterable[Mount], scratch: str) -> None:
 def enter_again(mounts: Sequence[Mount]) -> None:
     """Give a forked child a namespace of its own, with its own mounts over its parent's."""
     _call("unshare", CLONE_NEWNS)
-    show(mounts)
+    show(_in_order(mounts))
+
+
+def _in_order(mounts: Iterable[Mount]) -> list[Mount]:
+    """Put the outer ones first, and resolve the links of sources while the host's root is here."""
+    real: list[Mount] = [{**m, "source": os.path.realpath(m["source"])} for m in mounts]
+    return sorted(real, key=lambda mount: mount["target"].count("/"))
 
 
 def show(mounts: Sequence[Mount], seen_at: str = "") -> None:
     """Bind each source to its target; sources are looked up below `seen_at`."""
-    for mount in mounts:
-        source, target = Path(seen_at + os.path.realpath(mount["source"])), Path(mount["target"])
+    # All are opened first: an earlier target may hide a later source.
+    opened = [os.open(seen_at + mount["source"], os.O_PATH) for mount in mounts]
+    for mount, source in zip(mounts, opened, strict=True):
+        target = Path(mount["target"])
         if not target.exists():  # inside another mount, which then gets it
-            _make_room(target, is_file=source.is_file())
-        _mount(source, target, flags=MS_BIND)
+            _make_room(target, is_file=not stat.S_ISDIR(os.fstat(source).st_mode))
+        _mount(f"/proc/self/fd/{source}", target, flags=MS_BIND | MS_REC)
+        os.close(source)
     for mount in mounts:
         if mount["read_only"]:
             reported = os.statvfs(mount["target"]).f_flag

@@ -18,7 +18,7 @@ import attrs
 from modalkit.errors import LocalPlaneError, PlaneStartError, UsageError
 from modalkit.local import plane_process, switches
 from modalkit.local.faults import Faults
-from modalkit.local.reports import ContainerInfo, LogLine, Rpc
+from modalkit.local.reports import ContainerInfo, ImageInfo, LogLine, PackageInfo, Rpc
 from modalkit.local.watch import POLL_S, Trigger, Watch
 
 if TYPE_CHECKING:
@@ -281,6 +281,10 @@ class RunningPlane:
         """Return what containers wrote, from line number *since* on."""
         return [LogLine(**fields) for fields in self.ask("logs", since=since)]
 
+    def images(self) -> list[ImageInfo]:
+        """Return what the images of all apps would hold, and what this machine has instead."""
+        return images_of(self._directory)
+
     def volume(self, name: str) -> VolumeHandle:
         """Return a handle on a Volume."""
         return VolumeHandle(name, self)
@@ -483,6 +487,20 @@ class LocalPlane(RunningPlane):
             "kept": self._state is not None,
             "stays": stays,
         }
+
+
+def images_of(directory: Path) -> list[ImageInfo]:
+    """
+    Ask a plane for its images.
+
+    Args:
+        directory: Where its control socket is.
+    """
+    found = plane_process.ask(directory / "control.sock", "images", {})
+    return [
+        ImageInfo(**{**fields, "packages": [PackageInfo(**p) for p in fields["packages"]]})
+        for fields in found
+    ]
 
 
 def choose_engine(wanted: Literal["auto", "inline", "fork"]) -> Literal["inline", "fork"]:

@@ -19,6 +19,8 @@ class ContainerInfo:
         launched_at: When the plane began to start it.
         first_input_at: When it was given its first input.
         returncode: As in `subprocess.Popen`: negative for a signal.
+        gpu: What its function asks for, "H100:2"; "" for none.
+        gpus: Those of this machine that it was given.
     """
 
     id: str
@@ -32,6 +34,8 @@ class ContainerInfo:
     first_input_at: float | None
     exited_at: float | None
     returncode: int | None
+    gpu: str
+    gpus: list[str]
 
     @property
     def is_alive(self) -> bool:
@@ -73,3 +77,48 @@ class Rpc:
     reply: dict[str, Any] | None
     status: str
     duration_s: float
+
+
+@attrs.frozen
+class PackageInfo:
+    """
+    One distribution that an image installs.
+
+    Attributes:
+        asked: What the image asks of its version, such as "==2.9.1"; "" for nothing.
+        here: The version that the containers' interpreter has; None where it lacks it.
+        differs: It is missing here, or its version is not the one asked for by `==`.
+    """
+
+    name: str
+    asked: str
+    here: str | None
+    differs: bool
+
+
+@attrs.frozen
+class ImageInfo:
+    """
+    One image that an app uses, as it was recorded; none is built here.
+
+    Attributes:
+        functions: "app.function" of those that use it.
+        base: The image that it begins with.
+        python: The series of its Python; None where it cannot be told.
+        python_here: The version of the containers' interpreter.
+        files: Absolute paths of the files that the app adds.
+        not_run: Build steps that have no effect here.
+        unread: Those that may install what cannot be named.
+    """
+
+    id: str
+    functions: list[str]
+    base: str
+    python: str | None
+    python_here: str
+    packages: list[PackageInfo]
+    env: dict[str, str]
+    workdir: str
+    files: list[str]
+    not_run: list[str]
+    unread: list[str]

@@ -168,6 +168,8 @@ class Function:
     """The version that it keeps running, whatever is deployed later."""
     parameters: bytes = b""
     options: Any = None  # api_pb2.FunctionOptions
+    gpu_choices: list[Any] = attrs.field(factory=list)
+    """The api_pb2.GPUConfig of each, where the app gave a list."""
     pending: deque[Input] = attrs.field(factory=deque)
     containers: list[Container] = attrs.field(factory=list)
     starts_failed: int = 0
@@ -296,6 +298,8 @@ class Container:
     state: State = State.BOOTING
     running: dict[str, Input] = attrs.field(factory=dict)
     views: dict[str, View] = attrs.field(factory=dict)
+    gpus: tuple[str, ...] = ()
+    """Those of this machine that it may use."""
     template: ForkTemplate | None = None
     maker: Container | None = None
     """The one whose snapshot this one is restored from."""

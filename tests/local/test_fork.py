@@ -49,7 +49,7 @@ def test_restored_containers_share_the_snapshot_and_nothing_else(plane):
     trainer = instance(plane, "Trainer")
     first, second = (trainer.train.remote(name) for name in ("one", "two"))
 
-    shared = ("made_by", "weight", "random", "vocabulary", "threads", "batches", "listed")
+    shared = ("made_by", "weight", "random", "vocabulary", "threads", "batches", "listed", "path")
     assert {key: first[key] for key in shared} == {key: second[key] for key in shared}
     assert (first["threads"], first["batches"], first["listed"]) == (2, 28, [])
     for own in ("pid", "task", "directory", "session"):

@@ -38,7 +38,7 @@ def venv(tmp_path):
     return site
 
 
-def run(venv, program, *packages, strict=False, **files):
+def run(venv, program, *packages, strict=False, more=(), **files):
     """Run a program as an app's module, guarded; returns the process."""
     place = venv.parent
     (place / "root").mkdir()
@@ -48,7 +48,13 @@ def run(venv, program, *packages, strict=False, **files):
         "mounts": [],
         "scratch": str(place),
         "cwd": str(place / "root"),
-        "guard": {"packages": packages, "strict": strict, "roots": [str(place / "root")]},
+        "guard": {
+            "packages": packages,
+            "client": ["grpclib", "protobuf"],
+            "strict": strict,
+            "roots": [str(place / "root")],
+            **dict(more),
+        },
         "fork_socket": None,
         "module": "program",
     }
@@ -95,7 +101,7 @@ def test_strict_it_is_not_found(venv):
         (["scikit-thing"], "import needed, deeper"),  # required, and required by that
         (["scikit-thing[more]"], "import extra_thing"),
         (["same-name"], "import same_name"),
-        ([], "import modal, grpclib, google.protobuf, click"),  # Modal mounts these
+        ([], "import modal, grpclib, google.protobuf"),  # Modal mounts these
         ([], "import json, asyncio.tasks, xml.etree.ElementTree"),
         ([], "import helper\nfrom helper import x"),
         ([], "import __main__"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from modalkit.local.services.apps import AppService, UploadService
+from modalkit.local.services.apps import AppService
 from modalkit.local.services.calls import CallService
 from modalkit.local.services.containers import ContainerService
 from modalkit.local.services.dicts import DictService
@@ -14,6 +14,7 @@ from modalkit.local.services.logs import LogService
 from modalkit.local.services.queues import QueueService
 from modalkit.local.services.scaling import ScalingService
 from modalkit.local.services.secrets import SecretService
+from modalkit.local.services.uploads import UploadService
 from modalkit.local.volume_service import VolumeService
 
 if TYPE_CHECKING:

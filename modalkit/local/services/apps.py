@@ -1,22 +1,16 @@
-"""Apps, images, uploaded code and payloads: what a client says before it calls anything."""
+"""Apps and their logs: what a client says before it calls anything."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
-import re
-import sys
 import time
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from modalkit.local.blobs import BLOB_ID
-from modalkit.local.core import ENVIRONMENT, Image
+from modalkit.local.core import ENVIRONMENT, IMAGE_BUILDER
 from modalkit.local.layout import app_layout
 from modalkit.local.object_store import NAME
 from modalkit.local.services.inspection import app_metadata
@@ -27,11 +21,8 @@ if TYPE_CHECKING:
     from modalkit.local.core import Plane
     from modalkit.local.scheduler import Scheduler
 
-IMAGE_BUILDER = "2025.06"
-"""The image builder that the plane claims: it decides which commands the client sends."""
 APP_ID_LENGTH = len("ap-") + 22
 """By their length modal's commands tell ids of apps from names."""
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class AppService:
@@ -162,95 +153,4 @@ def _check_name(name: str) -> None:
         raise GRPCError(
             Status.INVALID_ARGUMENT,
             f"{name!r} is no app's name: Modal allows 1 to 64 of a-z A-Z 0-9 - _ .",
-        )
-
-
-class UploadService:
-    """Images (recorded, never built), mounted code and large payloads."""
-
-    def __init__(self, plane: Plane) -> None:
-        self._plane = plane
-
-    async def ImageGetOrCreate(
-        self, request: api_pb2.ImageGetOrCreateRequest
-    ) -> api_pb2.ImageGetOrCreateResponse:
-        image = request.image
-        digest = hashlib.sha256(image.SerializeToString(deterministic=True)).hexdigest()
-        bases = tuple(base.image_id for base in image.base_images)
-        image_id = f"im-{digest[:16]}"
-        self._plane.images[image_id] = Image(image_id, tuple(image.dockerfile_commands), bases)
-        version = "Python {}.{}.{}".format(*sys.version_info[:3])
-        return api_pb2.ImageGetOrCreateResponse(
-            image_id=image_id,
-            result=api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS),
-            metadata=api_pb2.ImageMetadata(
-                image_builder_version=IMAGE_BUILDER, python_version_info=version, workdir="/root"
-            ),
-        )
-
-    def _has(self, sha256_hex: str) -> bool:
-        if not SHA256.fullmatch(sha256_hex):
-            raise GRPCError(Status.INVALID_ARGUMENT, f"{sha256_hex!r} is no sha256")
-        return (self._plane.file_store / sha256_hex).exists()
-
-    async def MountBatchedCheckExistence(
-        self, request: api_pb2.MountBatchedCheckExistenceRequest
-    ) -> api_pb2.MountBatchedCheckExistenceResponse:
-        missing = [digest for digest in request.sha256_hex_hashes if not self._has(digest)]
-        return api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing)
-
-    async def MountPutFile(
-        self, request: api_pb2.MountPutFileRequest
-    ) -> api_pb2.MountPutFileResponse:
-        kind = request.WhichOneof("data_oneof")
-        if not self._has(request.sha256_hex) and kind is not None:
-            target = self._plane.file_store / request.sha256_hex
-            if kind == "data_blob_id":
-                os.link(self._plane.blob_store / _blob_name(request.data_blob_id), target)
-            else:
-                target.write_bytes(request.data)
-        return api_pb2.MountPutFileResponse(exists=self._has(request.sha256_hex))
-
-    async def MountGetOrCreate(
-        self, request: api_pb2.MountGetOrCreateRequest
-    ) -> api_pb2.MountGetOrCreateResponse:
-        for file in request.files:
-            _check_file(file)
-            if not self._has(file.sha256_hex):
-                raise GRPCError(
-                    Status.FAILED_PRECONDITION, f"mount file {file.filename!r} was never uploaded"
-                )
-        mount_id = new_id("mo")
-        self._plane.mounts[mount_id] = list(request.files)
-        metadata = api_pb2.MountHandleMetadata(content_checksum_sha256_hex="0")
-        return api_pb2.MountGetOrCreateResponse(mount_id=mount_id, handle_metadata=metadata)
-
-    async def BlobCreate(self, _request: api_pb2.BlobCreateRequest) -> api_pb2.BlobCreateResponse:
-        blob_id = new_id("bl")
-        url = self._plane.blob_url(f"blob/{blob_id}")
-        return api_pb2.BlobCreateResponse(
-            blob_id=blob_id,
-            upload_url=url,
-            blob_ids=[blob_id],
-            upload_urls=api_pb2.UploadUrlList(items=[url]),
-        )
-
-    async def BlobGet(self, request: api_pb2.BlobGetRequest) -> api_pb2.BlobGetResponse:
-        return api_pb2.BlobGetResponse(
-            download_url=self._plane.blob_url(f"blob/{_blob_name(request.blob_id)}")
-        )
-
-
-def _blob_name(blob_id: str) -> str:
-    if not BLOB_ID.fullmatch(blob_id):
-        raise GRPCError(Status.INVALID_ARGUMENT, f"{blob_id!r} is no blob's id")
-    return blob_id
-
-
-def _check_file(file: api_pb2.MountFile) -> None:
-    """Refuse a name that leads out of the container's files, or to none of them."""
-    parts = PurePosixPath(os.path.normpath(file.filename.lstrip("/"))).parts
-    if not parts or ".." in parts or "\0" in file.filename:
-        raise GRPCError(
-            Status.INVALID_ARGUMENT, f"mount file {file.filename!r} points outside of the image"
         )

@@ -58,9 +58,11 @@ class FunctionService:
     ) -> api_pb2.FunctionCreateResponse:
         function = self._existing_or_new(request.existing_function_id, request.app_id)
         if request.HasField("function"):
-            definition = request.function
+            definition, function.gpu_choices = request.function, []
         else:  # a list of GPUs: one ranked definition each
-            definition = request.function_data.ranked_functions[0].function
+            ranked = request.function_data.ranked_functions
+            definition = ranked[0].function
+            function.gpu_choices = [r.function.resources.gpu_config for r in ranked]
         if problem := features.refusal(definition):
             raise GRPCError(
                 Status.UNIMPLEMENTED,
@@ -239,6 +241,8 @@ def _derive(variant: Function) -> None:
         definition.retry_policy.CopyFrom(options.retry_policy)
     if options.HasField("resources"):
         definition.resources.MergeFrom(options.resources)
+    has_own_gpu = options.resources.gpu_config.gpu_type
+    variant.gpu_choices = [] if has_own_gpu else list(variant.base.gpu_choices)
     if options.HasField("timeout_secs"):
         definition.timeout_secs = options.timeout_secs
     settings = definition.autoscaler_settings

@@ -59,7 +59,8 @@ class Trainer:
             "weight": float(self.weights[0, 0]),
             "random": random.random(),
             "batches": sum(int(batch.sum()) for batch in loader),
-            "directory": str(Path.cwd()),
+            "directory": os.stat(".").st_ino,  # its path is /root in each
+            "path": str(Path.cwd()),
             "outputs": sorted(os.listdir("/outputs")),
             "listed": [entry.path for entry in before.listdir("/")],
         }
