@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+TIMEOUT_S = 60.0
+
 
 def describe() -> dict[str, Any]:
     """Return the version, the directories that it needs, and the distributions that it finds."""
@@ -32,11 +34,18 @@ def ask_interpreter(python: str, environment: Mapping[str, str]) -> dict[str, An
     Raises:
         OSError: It cannot be run.
     """
-    done = subprocess.run(
-        [python, __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise OSError(f"{python} cannot be run: {done.stderr.strip()}")
+    try:
+        done = subprocess.run(
+            [python, __file__],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.SubprocessError as error:
+        said = getattr(error, "stderr", None) or error
+        raise OSError(f"the containers' interpreter {python} cannot be run: {said}") from error
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
