@@ -52,7 +52,7 @@ def test_an_unchanged_copy_passes(running: Campaign) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
-def test_interruptions_on_a_gpu_change_nothing(running: Campaign) -> None:
-    todo = plans(8, 2, random.Random(0))
-    assert run_plans(running, todo) == []
-    assert running.devices() == {"cuda"}
+def test_interruptions_on_a_gpu_change_nothing() -> None:
+    with campaign(gpu=0) as running:
+        assert run_plans(running, plans(8, 2, random.Random(0))) == []
+        assert running.devices() == {"cuda"}

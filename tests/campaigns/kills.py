@@ -216,11 +216,12 @@ class Campaign:
 
 
 @contextmanager
-def campaign() -> Iterator[Campaign]:
-    """Deploy the app on both planes and train the control run."""
+def campaign(gpu: int | None = None) -> Iterator[Campaign]:
+    """Deploy the app on both planes and train the control run, on a GPU if one is named."""
+    gpus, env = ([], {}) if gpu is None else ([gpu], {"KILLS_GPU": "any"})
     with (
-        LocalPlane(engine="fork", strict_image=True) as restored,
-        LocalPlane(snapshots=False, strict_image=True) as cold,
+        LocalPlane(engine="fork", strict_image=True, gpus=gpus, env=env) as restored,
+        LocalPlane(snapshots=False, strict_image=True, gpus=gpus, env=env) as cold,
     ):
         for plane in (restored, cold):
             plane.deploy(str(APP))

@@ -1,5 +1,6 @@
 """The training that the campaign kills: everything that can go wrong on a resume is in it."""
 
+import os
 import time
 
 import modal
@@ -33,7 +34,7 @@ if not modal.is_local():
             return item, torch.tensor(index % 4)
 
 
-@training.cls(app)
+@training.cls(app, gpu=os.environ.get("KILLS_GPU"))
 class Victim(SnapshotTrainer):
     seed = 5
 
