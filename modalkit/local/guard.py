@@ -29,6 +29,8 @@ from typing import Any, Final
 from .markers import holds
 
 HANDLERS: Final = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})
+HANDLED: Final = "handled"
+IMPORTS: Final = "imports"
 REQUIREMENT: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?")
 
 
@@ -51,6 +53,8 @@ class Guard:
             for each module.
         roots: Directories of the app's own mounted code.
         python: The series of the image's Python, for what depends on it; None for this one's.
+        elsewhere: Distributions that other images of the app install: an `image.imports()` block
+            may be for one of those.
     """
 
     def __init__(
@@ -61,8 +65,10 @@ class Guard:
         strict: bool,
         roots: Sequence[str],
         python: str | None = None,
+        elsewhere: Iterable[str] = (),
     ) -> None:
         self._packages = list(packages)
+        self._elsewhere = list(elsewhere)
         self._client = {"modal", *map(_canonical, client)}
         self._strict = strict
         self._roots = _directories(roots)
@@ -125,7 +131,9 @@ class Guard:
             return
         if self._strict:
             raise ModuleNotFoundError(f"No module named {top!r} in the image: {fault}", name=top)
-        if top not in self._told and not _is_handled(caller):
+        if top in self._told or (block := _block(caller)) == HANDLED:
+            return
+        if block != IMPORTS or not self._has(top, self._elsewhere):
             self._told.add(top)
             where = f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"
             print(f"modalkit: {where} imports {top!r}: {fault}", file=sys.stderr, flush=True)  # noqa: T201
@@ -134,20 +142,26 @@ class Guard:
         """Say what the image lacks and the line that adds it; None where all is well."""
         if top in sys.stdlib_module_names or self._is_mounted(top):
             return None
-        named = {_canonical(package.partition("[")[0]) for package in self._packages}
-        if _canonical(top) in named | self._client:
-            return None  # most are called like their distribution: spares reading all metadata
-        owned = importlib.metadata.packages_distributions()
-        owners = owned.get(top, [])
-        of_modules = [owner for name in named for owner in owned.get(name, [])]
-        permitted = _with_requirements([*self._packages, *of_modules], self._python)
-        if (permitted | self._client) & {_canonical(name) for name in [top, *owners]}:
+        if self._has(top, self._packages):
+            return None
+        owners = importlib.metadata.packages_distributions().get(top, [])
+        if self._client & {_canonical(name) for name in [top, *owners]}:
             return None
         if owners and not _is_editable(owners[0]):
             line = f'.uv_pip_install("{owners[0]}")'
             return f"the image does not install {owners[0]!r}; add {line} to it"
         line = f'.add_local_python_source("{top}")'
         return f"it is local code that the image does not hold; add {line} to it"
+
+    def _has(self, top: str, packages: Iterable[str]) -> bool:
+        """Tell whether a top-level module comes with some packages."""
+        named = {_canonical(package.partition("[")[0]) for package in packages}
+        if _canonical(top) in named:
+            return True  # most are called like their distribution: spares reading all metadata
+        owned = importlib.metadata.packages_distributions()
+        of_modules = [owner for name in named for owner in owned.get(name, [])]
+        permitted = _with_requirements([*packages, *of_modules], self._python)
+        return bool(permitted & {_canonical(name) for name in [top, *owned.get(top, [])]})
 
     def _is_mounted(self, top: str) -> bool:
         module = sys.modules.get(top)
@@ -204,25 +218,30 @@ def _is_statement(caller: types.FrameType) -> bool:
     return caller.f_code.co_code[caller.f_lasti] == opcode.opmap["IMPORT_NAME"]
 
 
-def _is_handled(caller: types.FrameType) -> bool:
-    """Tell whether the import is in a block that expects it to fail."""
+def _block(caller: types.FrameType) -> str:
+    """Tell whether the import is in a block that expects it to fail: HANDLED, IMPORTS or ""."""
     try:
         tree = ast.parse(Path(caller.f_code.co_filename).read_bytes())
     except (OSError, SyntaxError):
-        return False
+        return ""
+    kinds = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Try):
-            caught = any(h.type is None or _names(h.type) & HANDLERS for h in node.handlers)
-        elif isinstance(node, ast.With):
-            calls = [i.context_expr for i in node.items if isinstance(i.context_expr, ast.Call)]
-            suppressed = [c for c in calls if "suppress" in _names(c.func)]
-            caught = any(_names(a) & HANDLERS for c in suppressed for a in c.args)
-        else:
-            continue
-        first, last = node.body[0].lineno, node.body[-1].end_lineno or 0
-        if caught and first <= caller.f_lineno <= last:
-            return True
-    return False
+        if isinstance(node, ast.Try | ast.With):
+            first, last = node.body[0].lineno, node.body[-1].end_lineno or 0
+            if first <= caller.f_lineno <= last:
+                kinds.add(_kind(node))
+    return HANDLED if HANDLED in kinds else IMPORTS if IMPORTS in kinds else ""
+
+
+def _kind(node: ast.Try | ast.With) -> str:
+    if isinstance(node, ast.Try):
+        caught = any(h.type is None or _names(h.type) & HANDLERS for h in node.handlers)
+        return HANDLED if caught else ""
+    calls = [i.context_expr for i in node.items if isinstance(i.context_expr, ast.Call)]
+    suppressed = [c for c in calls if "suppress" in _names(c.func)]
+    if any(_names(a) & HANDLERS for c in suppressed for a in c.args):
+        return HANDLED
+    return IMPORTS if any("imports" in _names(c.func) for c in calls) else ""
 
 
 def _names(expression: ast.expr) -> set[str]:

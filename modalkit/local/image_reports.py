@@ -51,7 +51,17 @@ class ImageReports:
             "strict": config.strict_image,
             "roots": code,
             "python": facts.python,
+            "elsewhere": sorted(self._installed_by_others(container)),
         }
+
+    def _installed_by_others(self, container: Container) -> set[str]:
+        mine = container.function
+        others = {
+            function.definition.image_id
+            for function in self._plane.functions.values()
+            if function.app is mine.app and function.definition.image_id
+        } - {mine.definition.image_id}
+        return {package for other in others for package in self._plane.image_facts(other).packages}
 
     def say_differences(self, container: Container) -> None:
         """Say, once for each image, how this machine's Python differs from the image's."""

@@ -39,15 +39,10 @@ def test_without_devices_none_is_visible_and_that_is_said_once(
 ) -> None:
     assert [function(bare, name).remote() for name in ("none", "two", "two", "listed")] == [""] * 4
     said = [line for line in lines(bare) if "asks for gpu" in line]
+    rest = "and sees none: this plane has no GPUs for containers (gpus=[0, ...] names them)"
     assert said == [
-        (
-            "modalkit: two asks for gpu='H100:2' and sees none: this plane has no GPUs for "
-            "containers (gpus=[0, ...] names them)"
-        ),
-        (
-            "modalkit: listed asks for gpu='H100, A100:4' and sees none: this plane has no GPUs for "
-            "containers (gpus=[0, ...] names them)"
-        ),
+        f"modalkit: two asks for gpu='H100:2' {rest}",
+        f"modalkit: listed asks for gpu='H100, A100:4' {rest}",
     ]
 
 

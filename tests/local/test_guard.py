@@ -201,3 +201,32 @@ def test_an_import_that_fails_anyway_fails_as_ever(venv):
         "ModuleNotFoundError: No module named 'not_there_at_all'"
     )
     assert "modalkit:" not in done.stderr
+
+
+def test_the_clients_packages_do_not_bring_what_they_require(venv):
+    """Modal mounts them one by one: `click` is among modal's requirements, and not mounted."""
+    done = run(venv, "import click", strict=True)
+    assert '.uv_pip_install("click")' in done.stderr
+
+
+@pytest.mark.parametrize(("python", "fails"), [("3.12", False), ("2.7", True)])
+def test_requirements_are_those_of_the_images_python(venv, python, fails):
+    done = run(venv, "import deeper", "scikit-thing", strict=True, more={"python": python})
+    assert (done.returncode == 1) is fails
+
+
+def test_a_package_named_by_its_module_brings_what_it_requires(venv):
+    """As apt's Python packages are: python3-skthing."""
+    assert run(venv, "import skthing, needed", "skthing", strict=True).stderr == ""
+
+
+def test_an_interpreter_below_the_code_is_not_the_apps_own(venv):
+    """`/root/.venv`, say: what its packages import is their own affair."""
+    roots = [str(venv.parent / "root"), str(Path(sys.prefix).parent)]
+    done = run(venv, "import yaml_like", yaml_like="import sysconfig", more={"roots": roots})
+    assert done.stderr == ""
+    program = "import numpy\nimport numpy.testing\n"
+    (venv.parent / "root" / "program.py").unlink()
+    (venv.parent / "root").rename(venv.parent / "old")
+    done = run(venv, program, "numpy", strict=True, more={"roots": roots})
+    assert (done.returncode, done.stderr) == (0, "")
