@@ -5,6 +5,14 @@ It knows nothing of the rest of modalkit, and of Modal only what its client show
 """
 
 from modalkit.local.plane import LocalPlane, RunningPlane
-from modalkit.local.reports import ContainerInfo, LogLine, Rpc
+from modalkit.local.reports import ContainerInfo, ImageInfo, LogLine, PackageInfo, Rpc
 
-__all__ = ["ContainerInfo", "LocalPlane", "LogLine", "Rpc", "RunningPlane"]
+__all__ = [
+    "ContainerInfo",
+    "ImageInfo",
+    "LocalPlane",
+    "LogLine",
+    "PackageInfo",
+    "Rpc",
+    "RunningPlane",
+]
