@@ -8,7 +8,7 @@ Started as a script in the container's interpreter, which need not have modalkit
 standard library and the siblings of this file, under a private package name, are imported.
 
 The keys of SPEC.json:
-    mounts: list of {source, target, read_only}; none, and no namespace is made.
+    mounts: list of `mounts.Mount`; none, and no namespace is made.
     scratch: a directory for the new root.
     cwd: the working directory and first entry of sys.path.
     guard: null, or the arguments of `guard.install`.
@@ -41,6 +41,7 @@ LEFT: Final = "left-orderly"
 """Made in a container's directory when its program comes to its end by itself."""
 PR_SET_PDEATHSIG: Final = 1
 PROBE: Final = "--probe"
+PROBE_OVERLAY: Final = "--probe-overlay"
 PROBE_TIMEOUT_S: Final = 20.0
 
 
@@ -54,16 +55,26 @@ def mounts_available() -> str | None:
     if sys.platform != "linux":
         return f"private Volume views need Linux namespaces, and this is {sys.platform}"
     with tempfile.TemporaryDirectory(prefix="modalkit-probe-") as scratch:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", __file__, PROBE, scratch],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=PROBE_TIMEOUT_S,
-            )
-        except subprocess.TimeoutExpired:
-            return f"the trial of private mounts did not end within {PROBE_TIMEOUT_S:.0f} s"
+        return attempt(PROBE, scratch)
+
+
+def attempt(probe: str, scratch: str) -> str | None:
+    """
+    Run one of the probes of this file in a process of its own.
+
+    Returns:
+        None where it works, else the reason.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", __file__, probe, scratch],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PROBE_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the trial of private mounts did not end within {PROBE_TIMEOUT_S:.0f} s"
     return done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else None
 
 
@@ -169,8 +180,21 @@ def _probe(scratch: str) -> None:
     Path(target, "file").touch()
 
 
+def _probe_overlay(scratch: str) -> None:
+    """Replace a directory, and remove a file."""
+    merged = Path(scratch, "merged")
+    mount = {"source": str(merged), "target": "/modalkit-probe/target", "read_only": False}
+    _enter_mounts([{**mount, "overlay": scratch}], str(Path(scratch, "other")))
+    shown = Path(str(mount["target"]))
+    (shown / "replaced").rmdir()
+    (shown / "replaced").mkdir()
+    (shown / "removed").unlink()
+
+
 if __name__ == "__main__":
     if sys.argv[1] == PROBE:
         _probe(sys.argv[2])
+    elif sys.argv[1] == PROBE_OVERLAY:
+        _probe_overlay(sys.argv[2])
     else:
         main(sys.argv[1])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2
 
-from modalkit.errors import PrivateMountsError
+from modalkit.errors import LocalPlaneError, PrivateMountsError
 from modalkit.local import gpus
 from modalkit.local.core import ENVIRONMENT
 from modalkit.local.image_commands import ImageFacts, normal
@@ -19,7 +19,8 @@ from modalkit.local.mounts import Mount
 from modalkit.local.staging import HOME, shown
 from modalkit.local.state import Container, new_id
 from modalkit.local.trees import copy
-from modalkit.local.volumes import View
+from modalkit.local.views import Kind, View, is_large, overlay_problem
+from modalkit.local.volumes import Volume
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -40,6 +41,8 @@ class ContainerFiles:
     def __init__(self, plane: Plane, machine: Machine) -> None:
         self.plane = plane
         self.machine = machine
+        self._overlay_problem: str | None = None
+        """Why overlays cannot be used here; "" where they can, None where it is not known yet."""
 
     def require_mounts(self, container: Container) -> None:
         """
@@ -71,22 +74,62 @@ class ContainerFiles:
             (staged / workdir.lstrip("/")).mkdir(parents=True, exist_ok=True)
         mounts: list[Mount] = [] if self.machine.refusal else shown(staged, self._needed())
         for volume_mount in container.function.definition.volume_mounts:
-            view = View(
-                self.plane.volumes.by_id(volume_mount.volume_id),
-                self.plane.views / container.id / volume_mount.volume_id,
-                read_only=volume_mount.read_only,
-            )
-            container.views[volume_mount.volume_id] = view
-            source = view.path / volume_mount.sub_path.strip("/")
-            source.mkdir(parents=True, exist_ok=True)
-            mounts.append(
-                {
-                    "source": str(source),
-                    "target": volume_mount.mount_path,
-                    "read_only": volume_mount.read_only,
-                }
-            )
+            mounts.append(self._show(container, volume_mount, mounts))
         return mounts
+
+    def _show(
+        self, container: Container, mount: api_pb2.VolumeMount, others: Sequence[Mount]
+    ) -> Mount:
+        """Make the view of one Volume; return how it is to be mounted, beside the *others*."""
+        try:
+            volume = self.plane.volumes.by_id(mount.volume_id)
+        except KeyError:
+            raise LocalPlaneError(
+                f"the Volume {mount.volume_id}, mounted at {mount.mount_path}, was deleted; an app "
+                "keeps the ids that it was deployed with: deploy it again"
+            ) from None
+        sub_path = mount.sub_path.strip("/")
+        volume.require_directory(sub_path, create=not mount.read_only)
+        view = View(
+            volume,
+            self.plane.views / container.id / mount.volume_id,
+            kind=self._kind(container, volume, mount, others),
+            read_only=mount.read_only,
+            mounted_at=mount.mount_path,
+            sub_path=sub_path,
+            in_background=mount.allow_background_commits,
+        )
+        container.views[mount.volume_id] = view
+        source = view.path / sub_path
+        if mount.read_only:  # where it is missing, an empty one is shown, and nothing is written
+            source.mkdir(parents=True, exist_ok=True)
+        return {
+            "source": str(source),
+            "target": mount.mount_path,
+            "read_only": mount.read_only,
+            "overlay": view.overlay,
+        }
+
+    def _kind(
+        self,
+        container: Container,
+        volume: Volume,
+        mount: api_pb2.VolumeMount,
+        others: Sequence[Mount],
+    ) -> Kind:
+        if mount.read_only:
+            return "links"
+        if not is_large(volume):
+            return "copy"
+        # An overlay is entered through the container's own file system, where a mount may hide it.
+        targets = [m.mount_path for m in container.function.definition.volume_mounts]
+        targets += [other["target"] for other in others]
+        hidden = any(self.plane.views.resolve().is_relative_to(target) for target in targets)
+        if self._overlay_problem is None:
+            self._overlay_problem = overlay_problem(self.plane.views) or ""
+        if hidden or self._overlay_problem:
+            return "copy"
+        return "overlay"
 
     def working_directory(self, container: Container) -> str:
         """Return where the container's program starts."""

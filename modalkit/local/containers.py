@@ -103,6 +103,8 @@ class Launcher:
     def clean_up(self, container: Container) -> None:
         """Remove what a dead container leaves on disk."""
         shutil.rmtree(container.directory, ignore_errors=True)
+        for view in container.views.values():
+            view.close()
         shutil.rmtree(self.plane.views / container.id, ignore_errors=True)
 
     # ------------------------------------------------------------------ start

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from modalkit.local.faults import FaultTable
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.transcript import Transcript
+    from modalkit.local.volumes import Volume
 
 
 def describe(container: Container) -> ContainerInfo:
@@ -78,6 +79,7 @@ class Control:
             "clear_faults": self._clear_faults,
             "freeze": self._freeze,
             "thaw": self._thaw,
+            "uncommitted": self._uncommitted,
         }
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -170,8 +172,19 @@ class Control:
         return [attrs.asdict(image) for image in launcher.images.describe()]
 
     def _volume(self, name: str) -> str:
+        return str(self._named(name).committed)
+
+    def _uncommitted(self, volume: str) -> dict[str, list[str]]:
+        id = self._named(volume).id  # noqa: A001 - the field's own name
+        return {
+            container.id: container.views[id].uncommitted()
+            for container in self._plane.containers.values()
+            if container.is_alive and id in container.views
+        }
+
+    def _named(self, name: str) -> Volume:
         try:
-            return str(self._plane.volumes.get_or_create(name, 0, create=False).committed)
+            return self._plane.volumes.get_or_create(name, 0, create=False)
         except (KeyError, ValueError) as error:
             raise LocalPlaneError(
                 f"no Volume {name!r}; there are {self._plane.volumes.names()}"

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Final, NotRequired, TypedDict
 
 # From <linux/sched.h> and <linux/mount.h>.
 CLONE_NEWNS: Final = 0x20000
@@ -34,11 +34,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mount(TypedDict):
-    """One directory or file of the host, shown at a path of the container."""
+    """
+    One directory or file of the host, shown at a path of the container.
+
+    With `overlay`, a directory with the layers `lower`, `upper` and `work`, they are merged in its
+    `merged` first, where *source* is then.
+    """
 
     source: str
     target: str
     read_only: bool
+    overlay: NotRequired[str | None]
 
 
 def enter(mounts: Iterable[Mount], scratch: str) -> None:
@@ -58,6 +64,7 @@ def enter(mounts: Iterable[Mount], scratch: str) -> None:
     mounts = _in_order(mounts)
     _unshare()
     _mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    _merge(mounts)
     root = Path(scratch, "root")
     root.mkdir(exist_ok=True)
     _mount("tmpfs", root, "tmpfs", data="mode=755")
@@ -78,6 +85,7 @@ def enter(mounts: Iterable[Mount], scratch: str) -> None:
 def enter_again(mounts: Sequence[Mount]) -> None:
     """Give a forked child a namespace of its own, with its own mounts over its parent's."""
     _call("unshare", CLONE_NEWNS)
+    _merge(mounts)
     show(_in_order(mounts))
 
 
@@ -85,6 +93,17 @@ def _in_order(mounts: Iterable[Mount]) -> list[Mount]:
     """Put the outer ones first, and resolve the links of sources while the host's root is here."""
     real: list[Mount] = [{**m, "source": os.path.realpath(m["source"])} for m in mounts]
     return sorted(real, key=lambda mount: mount["target"].count("/"))
+
+
+def _merge(mounts: Iterable[Mount]) -> None:
+    before = Path.cwd()
+    for directory in {mount.get("overlay") for mount in mounts} - {None}:
+        # Relative names: in an absolute path, commas and colons would have to be escaped. With
+        # userxattr, root's overlays are as those of a user namespace.
+        os.chdir(str(directory))
+        layers = "lowerdir=lower,upperdir=upper,workdir=work,userxattr"
+        _mount("overlay", "merged", "overlay", data=layers)
+        os.chdir(before)
 
 
 def show(mounts: Sequence[Mount], seen_at: str = "") -> None:

@@ -41,6 +41,19 @@ class VolumeHandle:
         """
         return Path(self._plane.ask("volume", name=self.name))
 
+    def uncommitted(self) -> dict[str, list[str]]:
+        """
+        Return, for each live container that mounts it, the paths that a kill now would lose.
+
+        A path is in the list when the container added, changed or removed it since its last
+        commit, its own or one in the background.
+
+        Raises:
+            LocalPlaneError: No app has created this Volume.
+        """
+        found: dict[str, list[str]] = self._plane.ask("uncommitted", volume=self.name)
+        return found
+
 
 @attrs.frozen
 class PlaneClock:

@@ -28,6 +28,7 @@ from modalkit.errors import LocalPlaneError
 from modalkit.local.boot import die_with_parent
 from modalkit.local.claim import Claim, Holder
 from modalkit.local.processes import descendants, views_directory
+from modalkit.local.trees import remove_all
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 SWEEP_S = 10.0
@@ -63,7 +64,7 @@ def _claim(configuration: dict[str, Any]) -> Claim:
     claim = Claim(state)
     if configuration["kept"]:
         claim.renew(Path(configuration["runtime"]), state)
-    shutil.rmtree(state / ".views", ignore_errors=True)  # left by one that was killed
+    remove_all(state / ".views")  # left by one that was killed
     return claim
 
 
@@ -87,7 +88,7 @@ def _sweep(configuration: dict[str, Any]) -> None:
                 pass
         time.sleep(0.01)
     views = views_directory(configuration["state"], configuration["runtime"])
-    shutil.rmtree(views, ignore_errors=True)
+    remove_all(views)
     with contextlib.suppress(OSError):
         views.parent.rmdir()
     shutil.rmtree(configuration["runtime"], ignore_errors=True)
@@ -113,6 +114,7 @@ async def _amain(configuration: dict[str, Any], claim: Claim) -> None:
     from grpclib.server import Server
     from modal_version import __version__ as modal_version
 
+    from modalkit.local.background_commits import commit_for_ever
     from modalkit.local.blobs import start_http
     from modalkit.local.containers import Launcher
     from modalkit.local.control import Control
@@ -146,6 +148,7 @@ async def _amain(configuration: dict[str, Any], claim: Claim) -> None:
         Control(plane, scheduler, faults, transcript).serve, plane.runtime / "control.sock"
     )
     plane.spawn(LifeSigns(plane, scheduler).watch())
+    plane.spawn(commit_for_ever(plane))
     scheduler.resume(unfinished)
     claim.write(Holder(os.getpid(), os.getppid(), str(plane.runtime)))
     report = {"was_killed": claim.left is not None, "apps": len(plane.deployed)}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from modalkit.local.fork_template import ForkTemplate
     from modalkit.local.switches import Switches
-    from modalkit.local.volumes import View
+    from modalkit.local.views import View
 
 _counter = itertools.count(1)
 _generation = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(6))

@@ -21,6 +21,12 @@ from typing import Final
 Stamp = tuple[str | int, ...]
 Tree = dict[str, Stamp]
 
+DIRECTORY: Final[Stamp] = ("dir",)
+# Two kinds that only the upper layer of an overlay has: see <kernel>/filesystems/overlayfs.rst.
+WHITEOUT: Final[Stamp] = ("whiteout",)
+OPAQUE: Final[Stamp] = ("opaque",)
+OPAQUE_MARK: Final = "user.overlay.opaque"
+
 # The kernel stamps files with a clock that advances in steps of up to 1/HZ = 10 ms: two writes
 # within one step look the same. A scan that follows the newest write by a step cannot miss one.
 CLOCK_STEP_NS: Final = 10_000_000
@@ -28,42 +34,75 @@ CLOCK_STEP_NS: Final = 10_000_000
 FICLONE: Final = 0x40049409
 
 
-def scan(root: Path) -> Tree:
-    """List everything below a directory, by relative path; sockets and the like are left out."""
+def scan(root: Path, *, shared: bool = False, layer: bool = False) -> Tree:
+    """
+    List everything below a directory, by relative path; sockets and the like are left out.
+
+    Args:
+        root: The directory.
+        shared: Its files are replaced and never written to, and have hard links elsewhere.
+        layer: It is the upper layer of an overlay.
+    """
     entries: Tree = {}
     for directory, directories, files in os.walk(root):
         for name in (*directories, *files):
             path = Path(directory, name)
             with contextlib.suppress(FileNotFoundError):
-                if (stamp := stamp_of(path)) is not None:
+                if (stamp := stamp_of(path, shared=shared, layer=layer)) is not None:
                     entries[str(path.relative_to(root))] = stamp
     return entries
 
 
-def stamp_of(path: Path) -> Stamp | None:
-    """Return an entry's stamp; None for what is neither file, directory nor link."""
+def stamp_of(path: Path, *, shared: bool = False, layer: bool = False) -> Stamp | None:
+    """Return an entry's stamp, see `scan`; None for what is neither file, directory nor link."""
     facts = path.lstat()
     if stat.S_ISDIR(facts.st_mode):
-        return ("dir",)
+        return OPAQUE if layer and _is_opaque(path) else DIRECTORY
     if stat.S_ISLNK(facts.st_mode):
         return ("link", str(path.readlink()))
     if stat.S_ISREG(facts.st_mode):
-        return ("file", facts.st_mtime_ns, facts.st_size, facts.st_ino, facts.st_ctime_ns)
+        stamp = ("file", facts.st_mtime_ns, facts.st_size, facts.st_ino)
+        return stamp if shared else (*stamp, facts.st_ctime_ns)  # a new link changes the last
+    if layer and stat.S_ISCHR(facts.st_mode) and facts.st_rdev == 0:
+        return WHITEOUT
     return None
 
 
-def settled_scan(root: Path) -> Tree:
+def _is_opaque(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.getxattr(path, OPAQUE_MARK, follow_symlinks=False) == b"y"
+    return False
+
+
+def settled_scan(root: Path, *, layer: bool = False) -> Tree:
     """Scan, a clock step after the newest write: whatever is written later has another stamp."""
-    entries = scan(root)
+    entries = scan(root, layer=layer)
     newest = max((int(s[4]) for s in entries.values() if s[0] == "file"), default=0)
     wait_ns = newest + CLOCK_STEP_NS - time.time_ns()
     if 0 < wait_ns <= CLOCK_STEP_NS:
         time.sleep(wait_ns / 1e9)
-        entries = scan(root)
+        entries = scan(root, layer=layer)
     return entries
 
 
-def _make_directory(root: Path, relative: Path) -> None:
+def overlaid(lower: Tree, upper: Tree) -> Tree:
+    """Return the tree that an overlay of the two layers shows."""
+    hiding = {path for path, stamp in upper.items() if stamp != DIRECTORY}
+
+    def is_seen(path: str) -> bool:
+        while path and path not in hiding:
+            path = path.rpartition("/")[0]
+        return not path
+
+    shown = {path: stamp for path, stamp in lower.items() if is_seen(path)} if hiding else {**lower}
+    for path, stamp in upper.items():
+        if stamp != WHITEOUT:
+            shown[path] = DIRECTORY if stamp == OPAQUE else stamp
+    return shown
+
+
+def make_directory(root: Path, relative: Path) -> None:
+    """Make a directory of a tree, with its parents."""
     # Each part must be a true directory: a link that someone committed under one of these names
     # must not lead the write out of the tree.
     for parent in (*reversed(relative.parents[:-1]), relative):
@@ -73,22 +112,48 @@ def _make_directory(root: Path, relative: Path) -> None:
         path.mkdir(exist_ok=True)
 
 
-def put(source: Path, root: Path, relative: str, staging: Path, kind: str | int) -> None:
-    """Copy one entry into a tree; readers of the target see the old or the new, never a part."""
-    if kind == "dir":
-        _make_directory(root, Path(relative))
-        return
-    target = root / relative
-    if len(parents := Path(relative).parents) > 1:
-        _make_directory(root, parents[0])
+def stage(source: Path, staging: Path, *, link: bool = False) -> Path:
+    """
+    Copy a file or a symbolic link to a new name in a directory, or share a file by a hard link.
+
+    Returns:
+        The copy; when it cannot be made, nothing is left of it.
+    """
     temporary = staging / uuid.uuid4().hex
     try:
+        if link:
+            with contextlib.suppress(OSError):  # too many links, or a file of somebody else's
+                os.link(source, temporary, follow_symlinks=False)
+                return temporary
         copy(source, temporary)
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        temporary.replace(target)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def place(staged: Path, root: Path, relative: str) -> None:
+    """Move a staged entry into a tree; readers see what was there or the new one, never a part."""
+    target = root / relative
+    if len(parents := Path(relative).parents) > 1:
+        make_directory(root, parents[0])
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    staged.replace(target)
+
+
+def put(  # noqa: PLR0913 - two trees, a name in both, and how
+    source: Path, root: Path, relative: str, staging: Path, kind: str | int, *, link: bool = False
+) -> None:
+    """Copy one entry into a tree, as by `stage` and `place`."""
+    if kind == "dir":
+        make_directory(root, Path(relative))
+        return
+    staged = stage(source, staging, link=link)
+    try:
+        place(staged, root, relative)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -100,6 +165,16 @@ def remove(path: Path) -> None:
                 path.rmdir()
         else:
             path.unlink()
+
+
+def remove_all(root: Path) -> None:
+    """Remove a tree that may be gone, also where its directories may not be read or written."""
+    for directory, directories, _ in os.walk(root):  # overlayfs makes one of mode 0
+        for path in (Path(directory, name) for name in directories):
+            if not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    path.chmod(0o700)
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -114,4 +189,7 @@ def copy(source: Path, target: Path) -> None:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise
             shutil.copyfileobj(reader, writer, 1 << 20)
-    shutil.copystat(source, target)
+        facts = os.fstat(reader.fileno())
+    # Not the extended attributes: overlayfs keeps notes of its own in them.
+    target.chmod(stat.S_IMODE(facts.st_mode))
+    os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))

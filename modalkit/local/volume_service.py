@@ -7,11 +7,14 @@ Environment names are not told apart: the client sends "" where a container send
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import shutil
 import stat
 import tempfile
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -21,7 +24,10 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from modal_proto import api_pb2
 
-from modalkit.local.volumes import View, Volume, open_files
+from modalkit.local import trees
+from modalkit.local.open_files import Held, held_below
+from modalkit.local.views import View
+from modalkit.local.volumes import Volume
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 BLOCK_BYTES: Final = 8 << 20
 ENTRIES_PER_MESSAGE: Final = 1000
 OPEN_FILES: Final = "there are open files preventing the operation"  # the client looks for this
+NAMED_FILES: Final = 5
+FORBIDDEN_TARGETS: Final = frozenset({"/", "/root", "/tmp"})  # noqa: S108 - not one of ours
 
 T = TypeVar("T")
 
@@ -94,6 +102,17 @@ class VolumeService:
             ]
         )
 
+    async def VolumeRename(self, request: api_pb2.VolumeRenameRequest) -> Empty:
+        """Give a Volume another name; its id, and so what mounts it, stays."""
+        volume = self._volume(request.volume_id)
+        if request.name in self._names():
+            raise GRPCError(Status.ALREADY_EXISTS, f"Volume '{request.name}' already exists")
+        try:
+            self._plane.volumes.rename(volume.id, request.name)
+        except ValueError as error:
+            raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
+        return Empty()
+
     async def VolumeHeartbeat(self, request: api_pb2.VolumeHeartbeatRequest) -> Empty:
         """Accept the sign that an ephemeral Volume's owner lives; the plane's end removes it."""
         self._volume(request.volume_id)
@@ -110,19 +129,22 @@ class VolumeService:
     async def VolumeCommit(
         self, request: api_pb2.VolumeCommitRequest
     ) -> api_pb2.VolumeCommitResponse:
-        """Make what the container wrote durable; the client asks for a reload next."""
-        await asyncio.to_thread(self._view(request.volume_id).commit)
-        return api_pb2.VolumeCommitResponse(skip_reload=False)
+        """Make what the container wrote durable; the client may be told to reload next."""
+        view = self._view(request.volume_id)
+        with _refusals(view.volume):
+            await asyncio.to_thread(view.commit)
+        skip = self._plane.config.switches.commit_reload == "skipped"
+        return api_pb2.VolumeCommitResponse(skip_reload=skip)
 
     async def VolumeReload(self, request: api_pb2.VolumeReloadRequest) -> Empty:
         """Show the container what others committed; refused while it holds files open."""
-        view = self._view(request.volume_id)
-        pids = self._caller.pids() if self._caller else []
-        if busy := await asyncio.to_thread(open_files, pids, view.path):
-            # "." alone: a process works in the root of the Volume, and no file is open.
-            where = "cwd is inside volume" if busy == ["."] else f"path {busy[-1]} is open"
-            raise GRPCError(Status.FAILED_PRECONDITION, f"{OPEN_FILES}: {where}")
-        await asyncio.to_thread(view.reload)
+        view, caller = self._view(request.volume_id), self._caller
+        assert caller is not None
+        pids = caller.pids()
+        if held := await asyncio.to_thread(lambda: [*held_below(pids, view.mounted_at)]):
+            raise GRPCError(Status.FAILED_PRECONDITION, f"{OPEN_FILES}: {_named(held, caller.pid)}")
+        with _refusals(view.volume):
+            await asyncio.to_thread(view.reload, caller.pid)
         return Empty()
 
     # -- the committed tree, from outside
@@ -182,7 +204,7 @@ class VolumeService:
                 if file.HasField("mode") and file.mode:
                     _inside(volume, file.filename).chmod(file.mode & 0o777)
 
-        await _locked(volume, put)
+        await _change(volume, put)
         return Empty()
 
     async def VolumePutFiles2(
@@ -202,7 +224,7 @@ class VolumeService:
             if not await asyncio.to_thread(self._has_block, block)
         ]
         if not missing:
-            await _locked(volume, lambda: self._assemble(volume, request.files))
+            await _change(volume, lambda: self._assemble(volume, request.files))
         return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
 
     def _has_block(self, block: api_pb2.VolumePutFiles2Request.Block) -> bool:
@@ -232,9 +254,9 @@ class VolumeService:
         if path == _inside(volume, "/"):
             raise GRPCError(Status.INVALID_ARGUMENT, "the root of a Volume cannot be removed")
         if not path.is_dir() or path.is_symlink():
-            await _locked(volume, path.unlink)
+            await _change(volume, path.unlink)
         elif request.recursive:
-            await _locked(volume, lambda: shutil.rmtree(path))
+            await _change(volume, lambda: shutil.rmtree(path))
         else:
             message = f"{request.path} is a directory: pass recursive=True"
             raise GRPCError(Status.INVALID_ARGUMENT, message)
@@ -243,6 +265,36 @@ class VolumeService:
     async def VolumeRemoveFile2(self, request: api_pb2.VolumeRemoveFile2Request) -> Empty:
         """Remove a file or directory of a version 2 Volume."""
         return await self.VolumeRemoveFile(request)
+
+    async def VolumeCopyFiles(self, request: api_pb2.VolumeCopyFilesRequest) -> Empty:
+        """Copy files within the Volume, as cp does."""
+        volume = self._volume(request.volume_id)
+        target = _inside(volume, request.dst_path)
+        into = target.is_dir()
+        if not into and (len(request.src_paths) > 1 or request.dst_path.endswith("/")):
+            raise GRPCError(Status.NOT_FOUND, f"No such directory: {request.dst_path}")
+        if not target.parent.is_dir():
+            raise GRPCError(Status.NOT_FOUND, f"No such directory: {target.parent.name}")
+        pairs: list[tuple[Path, Path]] = []
+        for name in request.src_paths:
+            source = _inside(volume, name)
+            if not source.exists():
+                raise GRPCError(Status.NOT_FOUND, f"No such file or directory: {name}")
+            if source.is_dir() and not request.recursive:
+                message = f"{name} is a directory: pass recursive=True (version 2 only)"
+                raise GRPCError(Status.INVALID_ARGUMENT, message)
+            goal = target / source.name if into else target
+            if source.is_dir() and (goal == source or source in goal.parents or goal.is_file()):
+                message = f"cannot copy the directory {name} to {request.dst_path}"
+                raise GRPCError(Status.INVALID_ARGUMENT, message)
+            if goal != source:
+                pairs.append((source, goal))
+        await _change(volume, lambda: _copy(volume, pairs))
+        return Empty()
+
+    async def VolumeCopyFiles2(self, request: api_pb2.VolumeCopyFiles2Request) -> Empty:
+        """Copy files within a version 2 Volume."""
+        return await self.VolumeCopyFiles(request)
 
     # -- helpers
 
@@ -276,12 +328,88 @@ class VolumeService:
             yield found[first : first + ENTRIES_PER_MESSAGE]
 
 
+def check_mounts(mounts: Sequence[api_pb2.VolumeMount]) -> None:
+    """Refuse mounts that Modal refuses; its client checks most of them too."""
+    for mount in mounts:
+        if mount.mount_path != os.path.normpath(mount.mount_path) or mount.mount_path[:1] != "/":
+            raise _invalid(f"{mount.mount_path!r}: a mount path is canonical and absolute")
+        if mount.mount_path in FORBIDDEN_TARGETS:
+            raise _invalid(f"a Volume cannot be mounted at {mount.mount_path!r}")
+        if ".." in Path(mount.sub_path).parts:
+            raise _invalid(f"sub_path {mount.sub_path!r} leads out of the Volume")
+    for key, what in (("volume_id", "Volume"), ("mount_path", "mount path")):
+        values = [getattr(mount, key) for mount in mounts]
+        if twice := {value for value in values if values.count(value) > 1}:
+            raise _invalid(f"the same {what} is mounted more than once: {twice.pop()}")
+
+
+def _invalid(message: str) -> GRPCError:
+    return GRPCError(Status.INVALID_ARGUMENT, message)
+
+
 async def _locked(volume: Volume, work: Callable[[], T]) -> T:
     def run() -> T:
         with volume.lock:
             return work()
 
     return await asyncio.to_thread(run)
+
+
+async def _change(volume: Volume, work: Callable[[], object]) -> None:
+    def run() -> None:
+        with volume.changing():
+            work()
+
+    with _refusals(volume):
+        await asyncio.to_thread(run)
+
+
+@contextlib.contextmanager
+def _refusals(volume: Volume) -> Iterator[None]:
+    """Turn what is no bug of ours into errors that the client shows."""
+    name = volume.name or volume.id
+    try:
+        yield
+    except KeyError:
+        raise GRPCError(Status.NOT_FOUND, f"the Volume '{name}' was deleted") from None
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        message = f"Volume '{name}': no space left on the device of {volume.root}"
+        raise GRPCError(Status.FAILED_PRECONDITION, message) from None
+
+
+def _copy(volume: Volume, pairs: Iterable[tuple[Path, Path]]) -> None:
+    base = volume.committed.resolve()
+    for source, goal in pairs:
+        inside = trees.scan(source, shared=True) if source.is_dir() else {}
+        if source.is_dir():
+            trees.make_directory(base, goal.relative_to(base))
+        else:
+            volume.put(source, str(goal.relative_to(base)))
+        for path, (kind, *_) in sorted(inside.items()):
+            relative = str(goal.relative_to(base) / path)
+            trees.put(source / path, base, relative, volume.staging, kind)
+
+
+def _named(held: Sequence[Held], main_pid: int) -> str:
+    """Name what is open in the words of the client, which looks for it at Modal's own paths."""
+    said: dict[str, None] = {}
+    for item in held:
+        by = "" if item.pid == main_pid else f" from '{_command(item.pid)}'"
+        if item.how == "cwd":
+            said[f"cwd{by.replace(' from', ' of')} is inside volume"] = None
+        else:
+            said[f"path {item.path} is open{by}"] = None
+    more = len(said) - NAMED_FILES
+    return "; ".join([*said][:NAMED_FILES]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        line = Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ")
+        return line.decode(errors="replace").strip()
+    return str(pid)
 
 
 def _inside(volume: Volume, relative: str, *, follow: bool = True) -> Path:

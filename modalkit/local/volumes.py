@@ -1,25 +1,19 @@
 """
-Volumes as directories: one committed tree each, and one private view per container.
+Volumes as directories: one committed tree each, whose files are replaced and never written to.
 
-A view is a full copy. What a container writes stays in its view until `commit`; what others
-committed appears at `reload`; a container that is killed takes its uncommitted files with it.
-The last writer of a path wins, whole files at a time. Directories, empty ones too, and symbolic
-links are part of a commit.
-
-No gRPC and no asyncio here: `volume_service` answers the RPCs, in threads.
+What containers see of them is in `views`. No gRPC and no asyncio here: `volume_service` answers
+the RPCs, in threads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +24,24 @@ from modalkit.local import trees
 
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,63}")
 RECORD: Final = "volume.json"
+
+
+@attrs.define(eq=False)
+class Generation:
+    """
+    A committed tree as it was at one moment, made of hard links: no file takes up space twice.
+
+    Attributes:
+        root: The directory that holds the tree under the name `TREE`.
+        tree: What is in it.
+        users: How many views show it.
+    """
+
+    TREE = "tree"
+
+    root: Path
+    tree: trees.Tree
+    users: int = 0
 
 
 @attrs.define(eq=False)
@@ -44,6 +56,7 @@ class Volume:
         root: The directory of this Volume.
         created_at: Unix seconds.
         lock: Held while the committed tree is read as a whole or changed.
+        is_deleted: Nothing can be committed any more.
     """
 
     id: str
@@ -52,6 +65,9 @@ class Volume:
     root: Path
     created_at: float = attrs.field(factory=time.time)
     lock: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
+    is_deleted: bool = attrs.field(default=False, init=False)
+    _newest: Generation | None = attrs.field(default=None, init=False, repr=False)
+    """The tree as it is now; None where no generation shows it."""
 
     def __attrs_post_init__(self) -> None:
         for path in (self.committed, self.staging):
@@ -92,135 +108,90 @@ class Volume:
             raise ValueError(f"{relative!r} leads out of the Volume {self.name or self.id!r}")
         return path
 
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Path]:
+        """
+        Hold the lock while the committed tree, which this returns, is changed.
+
+        Raises:
+            KeyError: The Volume was deleted.
+        """
+        with self.lock:
+            if self.is_deleted:
+                raise KeyError(self.id)
+            stale, self._newest = self._newest, None
+            if stale is not None and not stale.users:
+                trees.remove_all(stale.root)
+            yield self.committed
+
     def put(self, source: Path, relative: str) -> None:
-        """Copy a file into the committed tree; the caller holds the lock."""
+        """Copy a file or a link into the committed tree, within `changing`."""
         inside = self.resolve(relative, follow=False).relative_to(self.committed.resolve())
         if not inside.parts:
             raise ValueError(f"{relative!r} names no file in the Volume {self.name or self.id!r}")
         trees.put(source, self.committed, str(inside), self.staging, "file")
 
-
-class View:
-    """
-    One container's private copy of a Volume.
-
-    Args:
-        volume: The Volume.
-        path: The directory to fill; the container finds it at its mount path.
-        read_only: Nothing is ever committed from it.
-    """
-
-    def __init__(self, volume: Volume, path: Path, *, read_only: bool = False) -> None:
-        self.volume = volume
-        self.path = path
-        self.read_only = read_only
-        # Both as they were when view and committed tree last agreed on the path.
-        self._mine: trees.Tree = {}
-        self._theirs: trees.Tree = {}
-        self._staging = path.with_name(path.name + ".staging")
-        path.mkdir(parents=True, exist_ok=True)
-        self._staging.mkdir(exist_ok=True)
-        with volume.lock:
-            self._pull()
-
-    def commit(self) -> int:
+    def require_directory(self, relative: str, *, create: bool) -> None:
         """
-        Push what changed in the view since the last commit or reload.
+        Check that a directory of the committed tree may be mounted by itself.
 
-        Returns:
-            The number of files, links and directories written or removed.
+        Args:
+            relative: Its path; the empty one is the whole tree.
+            create: Make it where it is missing.
+
+        Raises:
+            ValueError: The path leads out of the Volume, or through a link or a file.
         """
-        if self.read_only:
-            return 0
-        with self.volume.lock:
-            return self._push()
+        path = self.resolve(relative, follow=False)
+        parts = [path, *path.parents][: len(Path(relative).parts)]
+        if bad := [part for part in parts if part.is_symlink() or part.is_file()]:
+            where = bad[0].relative_to(self.committed.resolve())
+            raise ValueError(
+                f"sub_path {relative!r}: {where} in the Volume {self.name or self.id!r} is no "
+                "directory"
+            )
+        if create and not path.is_dir():
+            with self.changing():
+                path.mkdir(parents=True, exist_ok=True)
 
-    def reload(self) -> None:
-        """Push own changes, then fetch what others committed."""
-        with self.volume.lock:
-            if not self.read_only:
-                self._push()
-            self._pull()
+    def pin(self, where: Path) -> Generation:
+        """
+        Return the present generation, which stays as it is until it is released.
 
-    def _push(self) -> int:
-        now = trees.settled_scan(self.path)
-        tree = self.volume.committed
-        gone = sorted(self._mine.keys() - now.keys(), reverse=True)
-        changed = sorted(path for path, stamp in now.items() if self._mine.get(path) != stamp)
-        for path in gone:
-            trees.remove(tree / path)
-            del self._mine[path]
-            self._theirs.pop(path, None)
-        for path in changed:
-            try:
-                trees.put(self.path / path, tree, path, self.volume.staging, now[path][0])
-            except (FileNotFoundError, IsADirectoryError):
-                continue  # replaced by the container since the scan: the next commit sees that
-            self._mine[path] = now[path]
-            self._theirs[path] = trees.stamp_of(tree / path) or ()
-        return len(gone) + len(changed)
+        Args:
+            where: A directory on the same file system, for the links.
 
-    def _pull(self) -> None:
-        tree = trees.scan(self.volume.committed)
-        for path in sorted(self._theirs.keys() - tree.keys(), reverse=True):
-            trees.remove(self.path / path)
-            del self._theirs[path]
-            self._mine.pop(path, None)
-        for path, stamp in sorted(tree.items()):
-            if self._theirs.get(path) != stamp:
-                trees.put(self.volume.committed / path, self.path, path, self._staging, stamp[0])
-                self._mine[path] = trees.stamp_of(self.path / path) or ()
-                self._theirs[path] = stamp
+        Raises:
+            OSError: The file system makes no hard links.
+        """
+        with self.lock:
+            if self._newest is None:
+                tree = trees.scan(self.committed, shared=True)
+                generation = Generation(where / f"{self.id}-{uuid.uuid4().hex[:8]}", tree)
+                try:
+                    _link_all(tree, self.committed, generation.root / Generation.TREE)
+                except OSError:
+                    trees.remove_all(generation.root)
+                    raise
+                self._newest = generation
+            self._newest.users += 1
+            return self._newest
 
-
-def open_files(pids: Iterable[int], path: Path) -> list[str]:
-    """
-    Name what the given processes hold open below a directory.
-
-    Open files and directories, mapped files and working directories count. They are compared by
-    inode, because the processes see the directory at another path.
-
-    Returns:
-        Relative paths, sorted; "." for the directory itself.
-    """
-    inodes = {(s.st_dev, s.st_ino): "." for s in (path.stat(),)}
-    for directory, directories, files in os.walk(path):
-        for name in (*directories, *files):
-            with contextlib.suppress(OSError):
-                entry = Path(directory, name)
-                facts = entry.lstat()
-                inodes[facts.st_dev, facts.st_ino] = str(entry.relative_to(path))
-    by_number = {inode: name for (_, inode), name in inodes.items()}
-    found: set[str] = set()
-    for pid in pids:
-        found.update(inodes[key] for key in _held(pid) if key in inodes)
-        # The device that a map names is not the one that stat names on btrfs and overlayfs:
-        # the file's own name must agree instead.
-        found.update(
-            by_number[inode]
-            for inode, where in _mapped(pid)
-            if inode in by_number and Path(where).name == Path(by_number[inode]).name
-        )
-    return sorted(found)
+    def release(self, generation: Generation) -> None:
+        """Let go of what `pin` returned."""
+        with self.lock:
+            generation.users -= 1
+            if not generation.users and generation is not self._newest:
+                trees.remove_all(generation.root)
 
 
-def _held(pid: int) -> Iterator[tuple[int, int]]:
-    process = Path("/proc", str(pid))
-    links = [process / "cwd"]
-    with contextlib.suppress(OSError):
-        links += (process / "fd").iterdir()
-    for link in links:
-        with contextlib.suppress(OSError):
-            facts = link.stat()
-            yield facts.st_dev, facts.st_ino
-
-
-def _mapped(pid: int) -> Iterator[tuple[int, str]]:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc", str(pid), "maps").read_text().splitlines():
-            fields = line.split(maxsplit=5)
-            if len(fields) == 6 and fields[4] != "0":  # noqa: PLR2004 - address..path, see proc(5)
-                yield int(fields[4]), fields[5]
+def _link_all(tree: trees.Tree, source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for path, (kind, *_) in sorted(tree.items()):
+        if kind == "dir":
+            (target / path).mkdir()
+        else:
+            (target / path).hardlink_to(source / path)
 
 
 class VolumeRegistry:
@@ -245,8 +216,10 @@ class VolumeRegistry:
             volume = _load(record)
             if volume.name:
                 self._volumes[volume.id] = volume
-            else:  # left by a plane that was killed
-                shutil.rmtree(record.parent)
+                for left in volume.staging.iterdir():  # by a plane that was killed
+                    left.unlink()
+            else:
+                trees.remove_all(record.parent)
 
     def get_or_create(self, name: str | None, version: int, create: bool) -> Volume:  # noqa: FBT001
         """
@@ -261,8 +234,8 @@ class VolumeRegistry:
             KeyError: There is none of that name and `create` is False.
             ValueError: The name is not one that Modal allows.
         """
-        if name and (not NAME.fullmatch(name) or name in {".", ".."}):
-            raise ValueError(f"{name!r} is not a Volume name: up to 63 of A-Z a-z 0-9 . _ -")
+        if name:
+            _check_name(name)
         with self._lock:
             for volume in self._volumes.values():
                 if name and volume.name == name:
@@ -270,8 +243,10 @@ class VolumeRegistry:
             if not create:
                 raise KeyError(name)
             id = f"vo-{uuid.uuid4().hex[:22]}"  # noqa: A001 - the field's own name
-            # "~" is in no Volume's name, so an ephemeral one never takes a named one's place.
-            volume = Volume(id, name or "", version or 1, self.root / (name or f"~{id}"))
+            # "~" is in no Volume's name, so these never take a named one's place.
+            has_place = name and not (self.root / name / RECORD).exists()  # of one renamed since
+            root = self.root / (name if name and has_place else f"~{id}")
+            volume = Volume(id, name or "", version or 1, root)
             volume.save()
             self._volumes[id] = volume
             return volume
@@ -289,6 +264,23 @@ class VolumeRegistry:
         """List the names of all named Volumes."""
         return sorted(volume.name for volume in self._volumes.values() if volume.name)
 
+    def rename(self, id: str, name: str) -> None:  # noqa: A002
+        """
+        Give a Volume another name.
+
+        Raises:
+            KeyError: There is none of that id.
+            ValueError: Modal does not allow that name, or another Volume has it.
+        """
+        _check_name(name)
+        with self._lock:
+            volume = self._volumes[id]
+            if name in self.names():
+                raise ValueError(f"Volume '{name}' already exists")
+            with volume.lock:  # its directory keeps the old name: views and addresses lead there
+                volume.name = name
+                volume.save()
+
     def delete(self, id: str) -> None:  # noqa: A002
         """
         Remove a Volume with all its files; views of it stay as they are.
@@ -298,14 +290,20 @@ class VolumeRegistry:
         """
         with self._lock:
             volume = self._volumes.pop(id)
-        with volume.lock:
-            shutil.rmtree(volume.root)
+        with volume.changing():
+            volume.is_deleted = True
+            trees.remove_all(volume.root)
 
     def close(self) -> None:
         """Remove the ephemeral Volumes."""
         for volume in list(self._volumes.values()):
             if not volume.name:
                 self.delete(volume.id)
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name) or name in {".", ".."}:
+        raise ValueError(f"{name!r} is not a Volume name: up to 63 of A-Z a-z 0-9 . _ -")
 
 
 def _load(record: Path) -> Volume:

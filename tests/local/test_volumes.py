@@ -12,12 +12,34 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from modalkit.errors import LocalPlaneError
-from modalkit.local.volumes import View, Volume, VolumeRegistry, open_files
+from modalkit.local import boot
+from modalkit.local.open_files import held_below
+from modalkit.local.views import Kind, View, overlay_problem
+from modalkit.local.volumes import Volume, VolumeRegistry
 
 Content = dict[str, bytes | None]  # None: a directory
+
+
+@pytest.fixture(scope="module")
+def overlays(tmp_path_factory):
+    return overlay_problem(tmp_path_factory.mktemp("probe"))
+
+
+@pytest.fixture(params=["copy", "overlay"])
+def kind(request, overlays) -> Kind:
+    """Both kinds of view that can be written to pass the same tests."""
+    if request.param == "overlay" and overlays is not None:
+        pytest.skip(f"no overlays here: {overlays}")
+    return request.param
 
 
 @pytest.fixture
@@ -26,8 +48,61 @@ def volume(tmp_path):
 
 
 @pytest.fixture
-def views(volume, tmp_path):
-    return View(volume, tmp_path / "first"), View(volume, tmp_path / "second")
+def seen(volume, tmp_path, kind):
+    """Makes views as containers have them; they go at the end."""
+    made = []
+
+    def make(name, **options):
+        made.append(Seen(volume, tmp_path / "views" / name / "data", **{"kind": kind, **options}))
+        return made[-1]
+
+    yield make
+    for view in made:
+        view.close()
+
+
+@pytest.fixture
+def views(seen):
+    return seen("first"), seen("second")
+
+
+class Seen:
+    """A view, and a container's process that has mounted it."""
+
+    def __init__(self, volume: Volume, root: Path, **options) -> None:
+        self.view = View(volume, root, **options)
+        self.commit, self.uncommitted = self.view.commit, self.view.uncommitted
+        self.path, self.process = self.view.path, None
+        if self.view.overlay:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CONTAINER, boot.__file__, self.view.overlay],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            assert self.process.stdout.readline() == b"ready\n"
+            self.path = Path(f"/proc/{self.process.pid}/root{self.view.path}")
+
+    def reload(self) -> None:
+        self.view.reload(self.process.pid if self.process else 0)
+
+    def close(self) -> None:
+        if self.process:
+            self.process.communicate()
+        self.view.close()
+
+
+CONTAINER = """
+import importlib.util, sys, tempfile
+boot_file, overlay = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("mounts", boot_file.replace("boot.py", "mounts.py"))
+mounts = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(mounts)
+mount = {"source": overlay + "/merged/tree", "target": "/mnt/volume", "read_only": False}
+with tempfile.TemporaryDirectory() as scratch:
+    mounts.enter([{**mount, "overlay": overlay}], scratch)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
 
 
 def content(root: Path) -> Content:
@@ -54,14 +129,14 @@ def test_nothing_is_seen_before_commit_and_reload(views):
     assert (second.path / "a").read_text() == "1"
 
 
-def test_a_new_view_starts_from_what_is_committed(views, volume, tmp_path):
+def test_a_new_view_starts_from_what_is_committed(views, seen):
     """A container that starts later sees commits, and never what was not committed."""
     first, _ = views
     (first.path / "kept").write_text("1")
     first.commit()
     (first.path / "lost").write_text("2")
 
-    late = View(volume, tmp_path / "late")
+    late = seen("late")
 
     assert content(late.path) == {"kept": b"1"}
 
@@ -137,8 +212,9 @@ def test_links_stay_links(views):
     assert (second.path / "latest").readlink() == Path("f")
 
 
-def test_a_read_only_view_commits_nothing_but_reloads(volume, views, tmp_path):
-    reader = View(volume, tmp_path / "reader", read_only=True)
+@pytest.mark.parametrize("shown", ["copy", "links"])
+def test_a_read_only_view_commits_nothing_but_reloads(volume, views, seen, shown):
+    reader = seen("reader", kind=shown, read_only=True)
     (reader.path / "x").write_text("not from here")
     (views[0].path / "y").write_text("1")
     views[0].commit()
@@ -203,6 +279,8 @@ PATHS = ["a", "b", "a/x", "a/y", "b/x", "a/x/deep"]
 class TwoViews(RuleBasedStateMachine):
     """Two views and a model of each as a dictionary; names of files and directories collide."""
 
+    kind: Kind = "copy"
+
     @initialize()
     def start(self):
         import tempfile
@@ -210,13 +288,15 @@ class TwoViews(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         root = Path(self.directory.name)
         self.volume = VolumeRegistry(root / "v").get_or_create("v", 0, create=True)
-        self.views = [View(self.volume, root / name) for name in ("0", "1")]
+        self.views = [Seen(self.volume, root / "w" / n / "v", kind=self.kind) for n in ("0", "1")]
         self.committed: Content = {}
         self.seen: list[Content] = [{}, {}]  # when view and model last agreed on what is synced
         self.count = 0
 
     def teardown(self):
         if hasattr(self, "directory"):
+            for view in self.views:
+                view.close()
             self.directory.cleanup()
 
     @rule(which=st.integers(0, 1), path=st.sampled_from(PATHS))
@@ -281,6 +361,16 @@ TestTwoViews = TwoViews.TestCase
 TestTwoViews.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 
 
+def test_two_views_that_are_overlays(overlays):
+    if overlays is not None:
+        pytest.skip(f"no overlays here: {overlays}")
+
+    class TwoOverlays(TwoViews):
+        kind = "overlay"
+
+    run_state_machine_as_test(TwoOverlays, settings=TestTwoViews.settings)
+
+
 # ---------------------------------------------------------------------------- open files
 
 
@@ -319,15 +409,15 @@ def test_what_a_process_holds_open_is_named(tmp_path, what, path, expected):
         cwd="/",
     ) as process:
         process.stdout.readline()
-        assert open_files([process.pid], tmp_path) == expected
+        assert {held.path for held in held_below([process.pid], str(tmp_path))} == set(expected)
         process.communicate()
-    assert open_files([process.pid], tmp_path) == []  # it has ended
+    assert list(held_below([process.pid], str(tmp_path))) == []  # it has ended
 
 
 def test_files_outside_do_not_count(tmp_path):
     (tmp_path / "volume").mkdir()
     with (tmp_path / "outside").open("w"):
-        assert open_files([os.getpid()], tmp_path / "volume") == []
+        assert list(held_below([os.getpid()], str(tmp_path / "volume"))) == []
 
 
 # ---------------------------------------------------------------------------- names and paths

@@ -11,6 +11,7 @@ from modal_proto import api_pb2
 from modalkit.local import features
 from modalkit.local.layout import class_metadata
 from modalkit.local.state import App, Function, new_id
+from modalkit.local.volume_service import check_mounts
 from modalkit.local.wire import not_found
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class FunctionService:
                 f"{definition.function_name} cannot run on the local plane: {problem}",
             )
         function.app.warnings[function.id] = features.warnings(definition)
+        check_mounts(definition.volume_mounts)
         function.definition = api_pb2.Function()
         function.definition.CopyFrom(definition)
         function.version += 1
@@ -150,6 +152,7 @@ class FunctionService:
         base = self._function(request.function_id)
         if request.function_options.cloud_bucket_mounts:
             raise GRPCError(Status.UNIMPLEMENTED, "the local plane does not model CloudBucketMount")
+        check_mounts(request.function_options.volume_mounts)
         key = (
             base.id,
             request.serialized_params,

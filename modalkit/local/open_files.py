@@ -1,0 +1,62 @@
+"""Which files below a mount point the processes of a container hold open, from /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+
+
+@attrs.frozen
+class Held:
+    """
+    One file or directory that a process holds.
+
+    Attributes:
+        path: Relative to the mount point; "." for the mount point itself.
+        pid: The process.
+        how: "cwd", "open" or "mapped".
+        is_written: The process may write to it.
+    """
+
+    path: str
+    pid: int
+    how: str
+    is_written: bool = False
+
+
+def held_below(pids: Iterable[int], mount_point: str) -> Iterator[Held]:
+    """
+    Find what the given processes hold below a directory, which each sees at the same path.
+
+    Working directories, open files and directories, and mapped files count. The kernel names them
+    as their own process sees them: a mount there need not exist here.
+    """
+    base = os.path.realpath(mount_point)
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for path, how, is_written in (*_links(pid), *_maps(pid)):
+                named = path.removesuffix(" (deleted)")
+                if named == base or named.startswith(base + "/"):
+                    yield Held(os.path.relpath(named, base), pid, how, is_written)
+
+
+def _links(pid: int) -> Iterator[tuple[str, str, bool]]:
+    process = Path("/proc", str(pid))
+    yield str((process / "cwd").readlink()), "cwd", False
+    for link in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            # The mode of the link is that of the descriptor, see proc_pid_fd(5).
+            yield str(link.readlink()), "open", bool(link.lstat().st_mode & stat.S_IWUSR)
+
+
+def _maps(pid: int) -> Iterator[tuple[str, str, bool]]:
+    for line in Path("/proc", str(pid), "maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6:  # noqa: PLR2004 - address to path, see proc_pid_maps(5)
+            mode = fields[1]
+            yield fields[5].replace("\\012", "\n"), "mapped", mode[1] == "w" and mode[3] == "s"
