@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 CODE_DIRECTORIES = ("root", "pkg")
 """Those of the image that are on PYTHONPATH; without private mounts there can be no others."""
 GPUS = "CUDA_VISIBLE_DEVICES"
+SHARED_FILES = (
+    "modalkit: the Volume {!r} is large: containers share its files through an overlay instead of "
+    "copying them. Unlike on Modal, renaming a directory that was committed before a container "
+    "started fails there (EXDEV)"
+)
 INHERITED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TERM|LD_.*|CUDA_.*|NVIDIA_.*|OMP_.*"
     r"|MKL_.*|SSL_.*|[a-zA-Z]+_(proxy|PROXY)"
@@ -129,6 +134,7 @@ class ContainerFiles:
             self._overlay_problem = overlay_problem(self.plane.views) or ""
         if hidden or self._overlay_problem:
             return "copy"
+        self.plane.say_once(container, SHARED_FILES.format(volume.name or volume.id))
         return "overlay"
 
     def working_directory(self, container: Container) -> str:

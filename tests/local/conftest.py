@@ -13,7 +13,12 @@ APPS = Path(__file__).with_name("apps")
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[LocalPlane]:
-    with LocalPlane(engine="inline", snapshots=False, strict_image=True) as running:
+    with LocalPlane(
+        engine="inline",
+        snapshots=False,
+        strict_image=True,
+        background_commit_s=0,  # what is committed, and when, is up to the test
+    ) as running:
         yield running
 
 

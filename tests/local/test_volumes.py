@@ -333,6 +333,16 @@ class TwoViews(RuleBasedStateMachine):
         self.seen[which] = dict(self.committed)
         assert content(self.views[which].path) == self.committed
 
+    @rule(which=st.integers(0, 1))
+    def start_anew(self, which):
+        """Its container was killed; the next one starts from what is committed."""
+        self.views[which].close()
+        self.count += 1
+        root = Path(self.directory.name, "w", f"again-{self.count}", "v")
+        self.views[which] = Seen(self.volume, root, kind=self.kind)
+        self.seen[which] = dict(self.committed)
+        assert content(self.views[which].path) == self.committed
+
     def _model_commit(self, which):
         # After a commit the view itself is unchanged; after a reload it holds more than its own.
         before = self.seen[which]
@@ -354,6 +364,10 @@ class TwoViews(RuleBasedStateMachine):
     def committed_as_modelled(self):
         if hasattr(self, "volume"):
             assert content(self.volume.committed) == self.committed
+            for view, seen in zip(self.views, self.seen, strict=True):
+                now = content(view.path)
+                changed = {p for p in now.keys() | seen.keys() if now.get(p, "") != seen.get(p, "")}
+                assert set(view.uncommitted()) >= changed
             self.now = [content(view.path) for view in self.views]
 
 
@@ -368,7 +382,7 @@ def test_two_views_that_are_overlays(overlays):
     class TwoOverlays(TwoViews):
         kind = "overlay"
 
-    run_state_machine_as_test(TwoOverlays, settings=TestTwoViews.settings)
+    run_state_machine_as_test(TwoOverlays, settings=settings(TestTwoViews.settings, max_examples=15))
 
 
 # ---------------------------------------------------------------------------- open files
