@@ -142,7 +142,7 @@ def place(staged: Path, root: Path, relative: str) -> None:
     staged.replace(target)
 
 
-def put(  # noqa: PLR0913 - two trees, a name in both, and how
+def put(
     source: Path, root: Path, relative: str, staging: Path, kind: str | int, *, link: bool = False
 ) -> None:
     """Copy one entry into a tree, as by `stage` and `place`."""

@@ -170,12 +170,16 @@ class View:
                 return []
             now = self._scan()
             return sorted(
-                path for path in now.keys() | self._mine.keys() if now.get(path) != self._mine.get(path)
+                path
+                for path in now.keys() | self._mine.keys()
+                if now.get(path) != self._mine.get(path)
             )
 
     def close(self) -> None:
         """Remove the view, once nothing uses it any more; commits that are going on are awaited."""
         with self._lock:
+            if self._is_closed:
+                return
             self._is_closed = True
             trees.remove_all(self.root)
             if self._generation is not None:
@@ -184,9 +188,7 @@ class View:
     def _scan(self) -> trees.Tree:
         if self._generation is None:
             return trees.settled_scan(self.path)
-        return trees.overlaid(
-            self._generation.tree, trees.settled_scan(self._written, layer=True)
-        )
+        return trees.overlaid(self._generation.tree, trees.settled_scan(self._written, layer=True))
 
     def _push(self, busy: Callable[[], Collection[str]] | None) -> int:
         now = self._scan()

@@ -107,6 +107,17 @@ def test_requests_cannot_leave_the_volume(tmp_path, path) -> None:
         service.VolumeGetFile2(api_pb2.VolumeGetFile2Request(volume_id=volume.id, path=path)),
         service.VolumeRemoveFile(api_pb2.VolumeRemoveFileRequest(volume_id=volume.id, path=path)),
         service.VolumePutFiles(api_pb2.VolumePutFilesRequest(volume_id=volume.id, files=[file])),
+        service.VolumePutFiles2(
+            api_pb2.VolumePutFiles2Request(
+                volume_id=volume.id, files=[api_pb2.VolumePutFiles2Request.File(path=path)]
+            )
+        ),
+        service.VolumeCopyFiles(
+            api_pb2.VolumeCopyFilesRequest(volume_id=volume.id, src_paths=[path], dst_path="y")
+        ),
+        service.VolumeCopyFiles(
+            api_pb2.VolumeCopyFilesRequest(volume_id=volume.id, src_paths=["/"], dst_path=path)
+        ),
     ):
         with pytest.raises(GRPCError, match="leads out of the Volume"):
             asyncio.run(call)

@@ -226,6 +226,84 @@ def test_a_read_only_view_commits_nothing_but_reloads(volume, views, seen, shown
     assert (reader.path / "y").read_text() == "1"
 
 
+def test_a_read_only_view_shares_the_committed_files(volume, views, seen):
+    (views[0].path / "weights").write_text("1")
+    views[0].commit()
+    reader = seen("reader", kind="links", read_only=True)
+    assert (reader.path / "weights").samefile(volume.committed / "weights")
+    (views[0].path / "weights").write_text("2")
+    views[0].commit()
+    assert (reader.path / "weights").read_text() == "1"
+
+
+def test_an_overlay_copies_nothing_that_is_not_written_to(volume, seen, overlays):
+    if overlays is not None:
+        pytest.skip(f"no overlays here: {overlays}")
+    (volume.committed / "large").write_text("1")
+    view = seen("reader", kind="overlay")
+    assert (view.path / "large").read_text() == "1"
+    assert (view.view.root / "lower/tree/large").samefile(volume.committed / "large")
+    assert [p for p in (view.view.root / "upper").rglob("*") if p.is_file()] == []
+
+
+def test_generations_go_when_no_view_shows_them(volume, seen, overlays, tmp_path):
+    if overlays is not None:
+        pytest.skip(f"no overlays here: {overlays}")
+    generations = tmp_path / "views/generations"
+    first, same = seen("first", kind="overlay"), seen("same", kind="overlay")
+    assert len(list(generations.iterdir())) == 1
+    (first.path / "f").write_text("1")
+    first.commit()
+    later = seen("later", kind="overlay")
+    assert len(list(generations.iterdir())) == 2
+    for view in (first, same):
+        view.close()
+    assert len(list(generations.iterdir())) == 1
+    (later.path / "f").write_text("2")
+    later.commit()
+    later.close()
+    assert list(generations.iterdir()) == []
+
+
+def test_a_closed_view_commits_nothing(views, volume):
+    """A background commit may come when the container's files are already being removed."""
+    first, _ = views
+    (first.path / "f").write_text("1")
+    first.commit()
+    first.close()
+    assert first.commit() == 0
+    assert content(volume.committed) == {"f": b"1"}
+
+
+def test_files_that_are_being_written_are_left_out_of_a_background_commit(views, volume):
+    """Those that are named, and those that change while they are copied."""
+    first, _ = views
+    for name in ("open", "closed", "changing"):
+        (first.path / name).write_text("1")
+
+    def busy():
+        (first.path / "changing").write_text("12")
+        return {"open"}
+
+    first.commit(busy)
+    assert content(volume.committed) == {"closed": b"1"}
+    assert first.uncommitted() == ["changing", "open"]
+    first.commit(set)
+    assert content(volume.committed) == {"closed": b"1", "changing": b"12", "open": b"1"}
+
+
+@pytest.mark.parametrize("path", ["link", "link/below", "file", "file/below"])
+def test_a_sub_path_through_a_link_or_a_file_is_refused(volume, path, tmp_path):
+    """What is mounted there would not be a part of this Volume."""
+    (volume.committed / "real").mkdir()
+    (volume.committed / "link").symlink_to("real")
+    (volume.committed / "file").touch()
+    with pytest.raises(ValueError, match="is no directory"):
+        volume.require_directory(path, create=True)
+    volume.require_directory("real/made", create=True)
+    assert (volume.committed / "real/made").is_dir()
+
+
 def test_a_file_written_on_during_the_commit_is_committed_whole_later(views):
     """A copy of a file in progress may be torn; the next commit replaces it."""
     first, second = views
@@ -382,7 +460,9 @@ def test_two_views_that_are_overlays(overlays):
     class TwoOverlays(TwoViews):
         kind = "overlay"
 
-    run_state_machine_as_test(TwoOverlays, settings=settings(TestTwoViews.settings, max_examples=15))
+    run_state_machine_as_test(
+        TwoOverlays, settings=settings(TestTwoViews.settings, max_examples=15)
+    )
 
 
 # ---------------------------------------------------------------------------- open files

@@ -216,7 +216,7 @@ def test_a_volume_that_is_made_anew_is_not_the_one_that_the_app_mounts(
     with pytest.raises(RuntimeError, match="no Volume has the id vo-"):
         someone.commit.remote()
     late = modal.Cls.from_name("orphans", "Peer", client=client)(name="late")
-    with pytest.raises(modal.exception.Error, match="was deleted; .* deploy it again"):
+    with pytest.raises(modal.exception.Error, match=r"was deleted; .* deploy it again"):
         late.read.remote("x")
 
 
