@@ -246,6 +246,20 @@ def test_an_overlay_copies_nothing_that_is_not_written_to(volume, seen, overlays
     assert [p for p in (view.view.root / "upper").rglob("*") if p.is_file()] == []
 
 
+def test_what_is_known_to_differ_in_an_overlay(volume, seen, overlays):
+    """A directory of the layer below cannot be renamed; one that the container made can."""
+    if overlays is not None:
+        pytest.skip(f"no overlays here: {overlays}")
+    (volume.committed / "committed").mkdir()
+    view = seen("writer", kind="overlay")
+    with pytest.raises(OSError, match="cross-device"):
+        (view.path / "committed").rename(view.path / "other")
+    (view.path / "made").mkdir()
+    (view.path / "made").rename(view.path / "other")
+    view.commit()
+    assert content(volume.committed) == {"committed": None, "other": None}
+
+
 def test_generations_go_when_no_view_shows_them(volume, seen, overlays, tmp_path):
     if overlays is not None:
         pytest.skip(f"no overlays here: {overlays}")

@@ -232,6 +232,7 @@ def test_all_volume_commands_of_modal_work(plane: LocalPlane, tmp_path: Path) ->
     volume("put", "commands", str(tmp_path / "d"), "d")
     volume("cp", "-r", "commands", "d", "copy")
     assert json.loads(volume("ls", "commands", "copy", "--json"))[0]["filename"] == "copy/f"
+    (tmp_path / "back").mkdir()
     volume("get", "commands", "copy", str(tmp_path / "back"))
     assert [p.read_text() for p in (tmp_path / "back").rglob("f")] == ["content"]
     volume("rm", "-r", "commands", "d")
