@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from modalkit.errors import LocalPlaneError
+from modalkit.local.background_commits import commit_for_ever
 from modalkit.local.boot import die_with_parent
 from modalkit.local.claim import Claim, Holder
 from modalkit.local.processes import descendants, views_directory
@@ -109,12 +110,11 @@ def _greet(greeting: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def _amain(configuration: dict[str, Any], claim: Claim) -> None:
+async def _amain(configuration: dict[str, Any], claim: Claim) -> None:  # noqa: PLR0915 - its parts
     """Serve until the owner closes our stdin, or SIGTERM."""
     from grpclib.server import Server
     from modal_version import __version__ as modal_version
 
-    from modalkit.local.background_commits import commit_for_ever
     from modalkit.local.blobs import start_http
     from modalkit.local.containers import Launcher
     from modalkit.local.control import Control

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import shutil
 import stat
@@ -366,17 +365,12 @@ async def _change(volume: Volume, work: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def _refusals(volume: Volume) -> Iterator[None]:
-    """Turn what is no bug of ours into errors that the client shows."""
-    name = volume.name or volume.id
+    """Say of a Volume that it was deleted meanwhile."""
     try:
         yield
     except KeyError:
+        name = volume.name or volume.id
         raise GRPCError(Status.NOT_FOUND, f"the Volume '{name}' was deleted") from None
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        message = f"Volume '{name}': no space left on the device of {volume.root}"
-        raise GRPCError(Status.FAILED_PRECONDITION, message) from None
 
 
 def _copy(volume: Volume, pairs: Iterable[tuple[Path, Path]]) -> None:
