@@ -126,7 +126,7 @@ def test_no_trace_is_left_of_a_large_volume_s_views(tmp_path: Path) -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m,mode=700", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small disk, and not everywhere")
     try:
@@ -141,7 +141,7 @@ def test_a_full_disk_fails_the_commit_and_damages_nothing(small_disk: Path) -> N
         someone.write.remote("kept", "old")
         someone.commit.remote()
         someone.write.remote("kept", "new")
-        someone.write.remote("large", "x" * (5 << 20))
+        someone.write_large.remote("large", 10 << 20)
         with pytest.raises(RuntimeError, match="no space left"):
             someone.commit.remote()
         tree = plane.volume("shared").committed()

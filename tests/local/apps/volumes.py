@@ -19,6 +19,10 @@ class Peer:
         (HERE / path).write_text(text)
 
     @modal.method()
+    def write_large(self, path: str, size: int) -> None:
+        (HERE / path).write_bytes(bytes(size))
+
+    @modal.method()
     def read(self, path: str) -> str | None:
         return (HERE / path).read_text() if (HERE / path).exists() else None
 
