@@ -64,6 +64,13 @@ HANDLES = "local/test_handles.py::test_"
 QUEUES = "local/test_queues.py::test_"
 SECRETS = "local/test_secrets.py::test_"
 LEAVES = "local/test_leaves_nothing.py::test_"
+KINDS = "local/test_volume_kinds.py::test_"
+WIRE = "local/test_volumes_over_the_wire.py::test_"
+FILES = "local/test_image_files.py::test_"
+IMAGES = "local/test_image_reports.py::test_"
+GUARD = "local/test_guard.py::test_"
+GPUS = "local/test_gpus.py::test_"
+KEEP = "local/test_keep.py::test_"
 
 AREAS: Final[dict[str, tuple[Row, ...]]] = {
     "Calls": (
@@ -207,6 +214,124 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             ENDINGS + "what_a_container_started_ends_with_it",
             LEAVES + "a_plane_that_is_killed_leaves_no_container_and_no_directory",
         ),
+    ),
+    "Volumes": (
+        _yes(
+            "a private view per container: others see a file after `commit()` and `reload()`, a "
+            "kill loses what was not committed",
+            WIRE + "views_are_private_until_commit_and_reload",
+            LIFECYCLE + "a_killed_container_loses_what_it_did_not_commit",
+            WIRE + "what_a_kill_would_lose_is_named",
+        ),
+        _yes(
+            "background commits, every 5 s and at the end",
+            KINDS + "a_background_commit_takes_closed_files_or_half_written_ones_too",
+            KINDS + "without_background_commits_nothing_is_committed_by_itself",
+            how="Modal says every few seconds; `background_commit_s=0` turns them off",
+        ),
+        _yes(
+            "`reload()` refuses open files and names them",
+            WIRE + "reload_is_refused_while_files_are_open_and_names_them",
+        ),
+        _yes(
+            "`read_only`, `sub_path`, the rules for mount paths",
+            WIRE + "a_read_only_mount_refuses_writes",
+            WIRE + "a_sub_path_is_made_and_mounted_alone",
+            KINDS + "mounts_that_modal_refuses_are_refused_by_the_plane_too",
+        ),
+        _yes(
+            "versions 1 and 2: `batch_upload`, `read_file`, `iterdir`, `copy_files`, "
+            "`remove_file`, `rename`, `objects`, `ephemeral`, all `modal volume` commands but "
+            "`dashboard`",
+            WIRE + "uploads_can_be_listed_and_read_back",
+            WIRE + "directories_are_uploaded_and_files_copied_as_by_cp",
+            WIRE + "a_renamed_volume_keeps_its_id_and_files",
+            WIRE + "all_volume_commands_of_modal_work",
+        ),
+        _yes(
+            "a Volume that was deleted and made anew is another one to apps that mount it",
+            WIRE + "a_volume_that_is_made_anew_is_not_the_one_that_the_app_mounts",
+        ),
+        _yes(
+            "a full disk: `commit()` raises `RuntimeError` and damages no file",
+            KINDS + "a_full_disk_fails_the_commit_and_damages_nothing",
+            how="what Modal answers over a full disk is not documented",
+        ),
+        _partly(
+            "Volumes of more than 64 MiB or 1,000 files",
+            "shared by an overlay where the machine allows it, else copied for each container; in "
+            "an overlay renaming a directory that was there before the container started fails, "
+            "and one line says so",
+            KINDS + "containers_share_the_files_of_a_large_volume_and_see_it_as_any_other",
+        ),
+        _no(
+            "limits on size, files and concurrent commits; the refusal of hard links on version 1; "
+            "`sync` as a commit on version 2; modes of directories, extended attributes",
+            "the local file system decides",
+        ),
+    ),
+    "Images and GPUs": (
+        _yes(
+            "`add_local_*`, `copy=True`, `env`, `workdir`: files at their paths, a private copy "
+            "for each container",
+            FILES + "files_are_at_the_paths_that_they_have_on_modal",
+            FILES + "what_one_container_writes_no_other_sees",
+        ),
+        _partly(
+            "packages",
+            "none is installed: containers run in your own interpreter; what your modules import "
+            "is compared with what the image installs (a warning, or an error with "
+            "`strict_image`), and a package that is missing here or has another version is said",
+            GUARD + "strict_it_is_not_found",
+            IMAGES + "other_versions_and_what_is_missing_here_are_said_once",
+        ),
+        _partly(
+            "images that are not built from install commands",
+            "name what they bring with `provides=[...]`; until then one line says that imports are "
+            "not checked",
+            IMAGES + "provides_declares_an_opaque_base",
+            IMAGES + "what_cannot_be_read_is_said_with_the_remedy",
+        ),
+        _no("`apt_install`, `run_commands`, `run_function`, `entrypoint`", "said, once per image"),
+        _partly(
+            "`gpu=`",
+            "with `--gpus` a container gets as many of this machine's as it asks for, shared when "
+            "they run out; without it none is visible",
+            GPUS + "a_container_gets_as_many_as_it_asks_for",
+            GPUS + "without_devices_none_is_visible_and_that_is_said_once",
+        ),
+    ),
+    "Memory snapshots": (
+        _yes(
+            "deployed apps only; `snap=True` hooks before, the others after each restore",
+            DEPLOY + "modal_run_takes_no_snapshot_and_a_deployed_app_does",
+            LIFECYCLE + "hooks_run_in_order_and_a_class_parameter_arrives",
+        ),
+        _yes(
+            "containers restored from one snapshot are the same process image",
+            LIFECYCLE + "two_containers_restored_from_one_snapshot_are_the_same_process_image",
+            how="by the fork engine; the inline engine goes on in the same process",
+        ),
+        _yes(
+            "no GPU before a CPU snapshot",
+            GPUS + "a_cpu_snapshot_is_made_without_and_restored_with",
+        ),
+        _no("GPU memory snapshots", "the GPU is visible before the snapshot, nothing more"),
+    ),
+    "The plane itself": (
+        _yes(
+            "deployed apps, their calls' results (7 days) and accepted inputs outlive the plane, "
+            "a killed one too, when it has a state directory",
+            KEEP + "a_killed_plane_forgets_no_deployment_no_result_and_no_input",
+            KEEP + "results_are_dropped_after_seven_days",
+            how="retry counts begin anew; logs and `--detach`ed apps are not kept",
+        ),
+        _yes(
+            "a client that is gone takes its ephemeral app with it, not a detached one",
+            LEAVES + "a_client_that_is_killed_takes_its_app_with_it",
+            LEAVES + "a_detached_app_outlives_its_client",
+        ),
+        _partly("a clock to move", "the plane's; processes keep the machine's"),
     ),
     "Dicts, Queues and Secrets": (
         _yes(
