@@ -38,6 +38,7 @@ format: .venv/.dev
 
 bench: .venv/.dev
 	.venv/bin/python -m benchmarks imports $(BENCH_ARGS)
+	.venv/bin/python -m benchmarks plane $(BENCH_ARGS)
 
 kills: .venv/.dev
 	.venv/bin/python -m tests.campaigns.kills $(KILLS_ARGS)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from benchmarks import imports
+from benchmarks import imports, plane
 from benchmarks.metrics import Metric
 
-BENCHMARKS = {"imports": imports.measure}
+BENCHMARKS = {"imports": imports.measure, "plane": plane.measure}
 
 
 @click.command()
