@@ -8,7 +8,7 @@ TORCH_PIP_ARGS ?=
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo test check format bench kills profiles reference clean
+.PHONY: help demo test check format bench kills soak-plane profiles reference clean
 
 help:
 	@echo "make demo    train the example on the local plane, through a preemption and a kill"
@@ -19,6 +19,7 @@ help:
 	@echo "make kills   30 kills at random moments, each run bit-identical (minutes)"
 	@echo "make profiles   suite and kills under every reading of Modal's unknowns (an hour)"
 	@echo "make reference  write docs/reference/local-plane.md from the code"
+	@echo "make soak-plane   200 kills of clients and containers; nothing lost or left (minutes)"
 
 demo: .venv/.examples
 	@.venv/bin/python -m examples.tiny_cats.demo $(DEMO_ARGS)
@@ -49,6 +50,9 @@ profiles: .venv/.dev
 reference: .venv/.dev
 	.venv/bin/python -m modalkit.local.reference > docs/reference/local-plane.md.new
 	mv docs/reference/local-plane.md.new docs/reference/local-plane.md
+
+soak-plane: .venv/.dev
+	.venv/bin/python -m tests.campaigns.soak $(SOAK_ARGS)
 
 clean:
 	rm -rf .venv dist build demo-output

@@ -60,7 +60,7 @@ class Bench:
         return modal.Function.from_name("bench", name, client=self._client)
 
     def remote(self, rounds: int) -> Metric:
-        """Compare `.remote()` with the least that gRPC allows: one bare call of the same payload."""
+        """Compare `.remote()` with a bare call of the same payload, the least that gRPC allows."""
         function = self._function("echo")
         with echo() as bare:
             seconds = pairs(bare, lambda: function.remote(PAYLOAD), rounds, warm_up=20)

@@ -31,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ from modal_proto import api_grpc, api_pb2
 
 from modalkit.errors import LocalPlaneError
 from modalkit.local import LocalPlane
-from modalkit.local.reports import ContainerInfo
 
 from .soak_app import born
 
@@ -162,7 +161,7 @@ class Soak:
             if due:
                 self.kill_client(due[0])
             else:
-                self.kill_container(lambda _: True)
+                self.kill_container()
             self.look()
             if self.kills.total() >= told + 20:
                 told = self.kills.total()
@@ -176,9 +175,10 @@ class Soak:
             client.killed_at = time.monotonic()
             self.kills[client.name.partition("-")[0]] += 1
 
-    def kill_container(self, holds: Callable[[ContainerInfo], bool]) -> bool:
-        """SIGKILL the main process of one of the containers for which *holds* is true."""
-        found = [c for c in self._plane.containers() if c.pid and holds(c)]
+    def kill_container(self, among: Collection[str] | None = None) -> bool:
+        """SIGKILL the main process of a container, and return whether there was one."""
+        found = [c for c in self._plane.containers() if c.pid]
+        found = [c for c in found if among is None or c.id in among]
         if not found:
             return False
         chosen = self._rng.choice(found)
@@ -186,12 +186,13 @@ class Soak:
         self.kills["container"] += is_killed
         return is_killed
 
-    def kill_when_begun(self, kind: str) -> None:
-        """SIGKILL the first container that begins an input of *kind*."""
+    def kill_one(self, kind: str) -> None:
+        """Ask for *kind*, and SIGKILL the first container that begins an input of it."""
+        self.ask(kind)
         deadline = time.monotonic() + self._patience_s
         while time.monotonic() < deadline:
-            begun = [e["container"] for e in self._said() if is_begun(e, kind)]
-            if begun and self.kill_container(lambda container: container.id == begun[0]):
+            begun = {e["container"] for e in self._said() if is_begun(e, kind)}
+            if self.kill_container(begun):
                 return
             time.sleep(0.05)
         self._wrong(f"no input of {kind} was begun within {self._patience_s:g} s")
@@ -217,14 +218,21 @@ class Soak:
         for container in containers:
             if container.is_alive and container.app in silent:
                 self._wrong(f"{container.id} outlives its client, {container.app}")
-        exited = {c.id: c.exited_at for c in containers if not c.is_alive}
         for event in self._said():
             if event["event"] == "twice":
                 self._wrong(f"{event['key']} has two attempts at once")
-            is_left = event["event"] == "child" and is_running(event)
-            ended_at = exited.get(event["container"])
-            if is_left and ended_at and time.time() - ended_at > self._patience_s / 3:
-                self._wrong(f"{event['container']} has ended, its process {event['pid']} has not")
+        for orphan in self._orphans(self._patience_s):
+            self._wrong(orphan)
+
+    def _orphans(self, ended_s_ago: float = 0.0) -> list[str]:
+        """Name what containers left behind that ended some time ago."""
+        ended = time.time() - ended_s_ago
+        exited = {c.id for c in self._plane.containers(all=True) if (c.exited_at or ended) < ended}
+        return [
+            f"{event['container']} has ended, its process {event['pid']} has not"
+            for event in self._said()
+            if event["event"] == "child" and event["container"] in exited and is_running(event)
+        ]
 
     def settle(self) -> None:
         """Wait for all that was asked, and check what must hold when nobody kills any more."""
@@ -244,37 +252,38 @@ class Soak:
             client.process.kill()
             client.process.wait()
             client.killed_at = client.killed_at or time.monotonic()
+        self._until(self._at_work, lambda names: f"still at work when all has ended: {names}")
         self._check_outputs()
         self._check_attempts()
         self._until(self._apps_left, lambda names: f"outlive their clients: {names}")
+        self._until(self._orphans, "; ".join)
         self._until(self._directories_left, lambda names: f"directories are left: {names}")
         self.look()
 
     def _check(self, key: str, result: Any) -> None:
-        """Check one result: it is the answer of an attempt, or there is a cause for a failure."""
+        """Check one result: the answer of an attempt, or a failure whose cause happened."""
         kind = key.partition("-")[0]
-        if isinstance(result, TimeoutError) and not isinstance(result, modal.exception.Error):
+        if type(result) is TimeoutError:
             self._wrong(f"{key} has no result {self._patience_s:g} s after the last kill")
-        elif isinstance(result, modal.exception.FunctionTimeoutError):
-            if kind != "overrun":
-                self._wrong(f"{key} failed without a cause: {result!r}")
-        elif isinstance(result, modal.exception.InternalFailure):
-            function = "work" if kind == "map" else kind
-            dead = [c for c in self._plane.containers(all=True) if c.returncode]
-            losses = sum(c.function.startswith(function.partition(".")[0]) for c in dead)
-            if losses <= MAX_LOSSES:
-                self._wrong(f"{key} failed after {losses} lost containers: {result!r}")
         elif isinstance(result, BaseException):
-            self._wrong(f"{key} failed without a cause: {result!r}")
+            if not self._has_cause(kind, result):
+                self._wrong(f"{key} failed without a cause: {result!r}")
         elif kind == "numbers":
             if result != list(range(COUNT)):
                 self._wrong(f"{key} yielded {result}")
         elif result == "late":
             self._wrong(f"{key} was answered by an attempt that had lost it")
-        elif ("done", key, result) not in {
-            (e["event"], e["key"], e.get("token")) for e in self._said()
-        }:
+        elif (key, result) not in {(e["key"], e.get("token")) for e in self._said()}:
             self._wrong(f"{key} was answered {result!r}, which no attempt said")
+
+    def _has_cause(self, kind: str, failure: BaseException) -> bool:
+        """Tell whether enough containers were lost, or an attempt could time out."""
+        if isinstance(failure, modal.exception.FunctionTimeoutError):
+            return kind == "overrun"
+        function = "work" if kind == "map" else kind.partition(".")[0]
+        dead = [c for c in self._plane.containers(all=True) if c.returncode]
+        losses = sum(c.function.startswith(function) for c in dead)
+        return isinstance(failure, modal.exception.InternalFailure) and losses > MAX_LOSSES
 
     def _check_outputs(self) -> None:
         """Check that each spawned input has one output, as the plane itself keeps them."""
@@ -298,6 +307,9 @@ class Soak:
                 if before is not None and before not in dead | ended[key]:
                     self._wrong(f"{key} ran again though its attempt in {before} was not lost")
                 last[key] = container
+
+    def _at_work(self) -> list[str]:
+        return [c.id for c in self._plane.containers() if c.state not in ("idle", "template")]
 
     def _apps_left(self) -> list[str]:
         names = {client.name for client in self._clients}
@@ -426,7 +438,7 @@ async def outputs(socket: Path, identifiers: dict[str, str]) -> dict[str, list[i
 @contextlib.contextmanager
 def busy_plane(rng: random.Random, patience_s: float, profile: str) -> Iterator[Soak]:
     """Start a plane in a directory of its own, yield the soak of it, and check the end."""
-    directory = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))  # noqa: S108 - short: sockets
+    directory = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))  # sockets need short paths
     for name in ("locks", "tmp"):
         (directory / name).mkdir()
     (directory / "evidence").touch()
@@ -480,10 +492,10 @@ def stderr_into(path: Path) -> Iterator[None]:
             os.close(kept)
 
 
-SCENES: dict[str, Callable[[Soak], None]] = {
-    "late": lambda soak: soak.ask("overrun"),
-    "lost": lambda soak: (soak.ask("work"), soak.kill_when_begun("work"))[0],
-    "family": lambda soak: (soak.ask("family"), soak.kill_when_begun("family"))[0],
+SCENES: dict[str, Callable[[Soak], object]] = {
+    "late": lambda soak: [soak.ask("overrun") for _ in range(2)],
+    "lost": lambda soak: soak.kill_one("work"),
+    "family": lambda soak: soak.kill_one("family"),
     "client": lambda soak: soak.kill_run_when_begun(),
 }
 """Single misfortunes, each of which a planted defect turns into a violation."""
@@ -495,9 +507,7 @@ SCENES: dict[str, Callable[[Soak], None]] = {
 @click.option("--profile", default="lenient", show_default=True, help="See LocalPlane.")
 @click.option("--patience", "patience_s", default=90.0, show_default=True, help="Seconds.")
 @click.option("--scene", type=click.Choice(sorted(SCENES)), help="One misfortune only.")
-def main(
-    kills: int, seed: int | None, profile: str, patience_s: float, scene: str | None
-) -> None:
+def main(kills: int, seed: int | None, profile: str, patience_s: float, scene: str | None) -> None:
     """Kill clients and containers of a busy plane; nothing may be lost or left."""
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     click.echo(f"seed {seed}", err=True)

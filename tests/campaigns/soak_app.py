@@ -71,7 +71,7 @@ def flaky(directory, key):
         return done(directory, key)
 
 
-@app.function(scaledown_window=WARM_S, retries=AT_ONCE, timeout=2)
+@app.function(scaledown_window=WARM_S, retries=AT_ONCE, timeout=2, startup_timeout=60)
 def overrun(directory, key):
     """Answer too late: nobody may hear it."""
     with attempt(directory, key):
