@@ -42,7 +42,7 @@ def measure(*, quick: bool) -> list[Metric]:
         plane.deploy(str(APP))
         bench = Bench(plane)
         return [
-            bench.remote(rounds=100 if quick else 400),
+            bench.remote(rounds=10 if quick else 40),
             *bench.idle(),
             *bench.maps(quick=quick),
             *bench.starts(rounds=3 if quick else 9),
@@ -63,11 +63,10 @@ class Bench:
         """Compare `.remote()` with a bare call of the same payload, the least that gRPC allows."""
         function = self._function("echo")
         with echo() as bare:
-            seconds = pairs(bare, lambda: function.remote(PAYLOAD), rounds, warm_up=20)
-        remote_ms = 1000 * statistics.median(b for _, b in seconds)
-        bare_ms = 1000 * statistics.median(a for a, _ in seconds)
+            found = pairs(bare, lambda: function.remote(PAYLOAD), rounds)
+        bare_ms, remote_ms = (1000 * statistics.median(side) for side in zip(*found, strict=True))
         say(f".remote() {remote_ms:.2f} ms, a bare echo {bare_ms:.2f} ms")
-        ratio = statistics.median(b / a for a, b in seconds)
+        ratio = statistics.median(b / a for a, b in found)
         return Metric(id="remote_over_echo_ratio", value=ratio, floor=6, stretch=4)
 
     def idle(self) -> list[Metric]:
@@ -88,7 +87,9 @@ class Bench:
     def maps(self, *, quick: bool) -> list[Metric]:
         """Measure `.map` over containers that are warm."""
         function = self._function("trivial")
+        deadline = time.monotonic() + PATIENCE_S
         while sum(c.function == "trivial" for c in self._plane.containers()) < CONTAINERS:
+            assert time.monotonic() < deadline, f"there are no {CONTAINERS} containers"
             list(function.map(range(4 * CONTAINERS), kwargs={"seconds": 0.2}))
         per_input_s = statistics.median(map_s(function, 1000) for _ in range(1 if quick else 5))
         rate = Metric(
@@ -152,10 +153,18 @@ class Bench:
 
 
 def pairs(
-    first: Callable[[], object], second: Callable[[], object], rounds: int, warm_up: int
+    first: Callable[[], object], second: Callable[[], object], rounds: int
 ) -> list[tuple[float, float]]:
-    """Call both in turns; return the seconds of each pair, without those of the warm-up."""
-    return [(seconds(first), seconds(second)) for _ in range(warm_up + rounds)][warm_up:]
+    """
+    Call both in turns, a dozen times each; return the median seconds of each turn.
+
+    Single calls in turns would flatter the slower side: what has just slept takes longer to wake.
+    """
+    return [(turn_s(first), turn_s(second)) for _ in range(rounds + 1)][1:]
+
+
+def turn_s(call: Callable[[], object]) -> float:
+    return statistics.median([seconds(call) for _ in range(12)][2:])
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -193,7 +202,9 @@ def echo() -> Iterator[Callable[[], None]]:
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/echo.sock"
         server = subprocess.Popen([sys.executable, echo_server.__file__, path])
+        deadline = time.monotonic() + PATIENCE_S
         while not Path(path).exists():
+            assert time.monotonic() < deadline, "the echo server does not start"
             time.sleep(0.01)
         loop = asyncio.new_event_loop()
         channel = Channel(path=path, loop=loop)

@@ -186,23 +186,23 @@ class Soak:
         self.kills["container"] += is_killed
         return is_killed
 
-    def kill_one(self, kind: str) -> None:
-        """Ask for *kind*, and SIGKILL the first container that begins an input of it."""
+    def kill_one(self, kind: str, event: str = "begun") -> None:
+        """Ask for *kind*, and SIGKILL the first container of which there is such an *event*."""
         self.ask(kind)
         deadline = time.monotonic() + self._patience_s
         while time.monotonic() < deadline:
-            begun = {e["container"] for e in self._said() if is_begun(e, kind)}
-            if self.kill_container(begun):
+            found = {e["container"] for e in self._said() if is_event(e, event, kind)}
+            if self.kill_container(found):
                 return
-            time.sleep(0.05)
-        self._wrong(f"no input of {kind} was begun within {self._patience_s:g} s")
+            time.sleep(0.02)
+        self._wrong(f"no input of {kind} was {event} within {self._patience_s:g} s")
 
     def kill_run_when_begun(self) -> None:
         """Start a `modal run` and SIGKILL it when a container of its own is at work."""
         self.start_client("run")
         client = self._clients[-1]
         deadline = time.monotonic() + self._patience_s
-        while not any(is_begun(event, client.name) for event in self._said()):
+        while not any(is_event(event, "begun", client.name) for event in self._said()):
             if time.monotonic() > deadline:
                 self._wrong(f"{client.name} began nothing within {self._patience_s:g} s")
                 return
@@ -328,14 +328,10 @@ class Soak:
         if names:
             self._wrong(text(names))
 
-    def committed(self) -> list[str]:
-        """Return the names of the files that were committed."""
-        return [e["key"] for e in self._said() if e["event"] == "committed"]
-
     def check_end(self, said_by_plane: str) -> None:
         """Check what must hold when the plane has ended."""
         tree = self._directory / "state" / "volumes" / "soak-data" / "committed"
-        for name in self.committed():
+        for name in {e["key"] for e in self._said() if e["event"] == "committed"}:
             data = (tree / name).read_bytes() if (tree / name).exists() else b""
             if not data or hashlib.sha256(data[32:]).digest() != data[:32]:
                 self._wrong(f"{name} was committed and is {'broken' if data else 'gone'}")
@@ -364,8 +360,8 @@ class Soak:
             self.violations.append(text)
 
 
-def is_begun(event: dict[str, Any], kind: str) -> bool:
-    return event["event"] == "begun" and event["key"].startswith(kind)
+def is_event(event: dict[str, Any], name: str, kind: str) -> bool:
+    return event["event"] == name and event["key"].startswith(kind)
 
 
 def is_running(event: dict[str, Any]) -> bool:
@@ -495,6 +491,7 @@ def stderr_into(path: Path) -> Iterator[None]:
 SCENES: dict[str, Callable[[Soak], object]] = {
     "late": lambda soak: [soak.ask("overrun") for _ in range(2)],
     "lost": lambda soak: soak.kill_one("work"),
+    "commit": lambda soak: soak.kill_one("write", "committed"),
     "family": lambda soak: soak.kill_one("family"),
     "client": lambda soak: soak.kill_run_when_begun(),
 }

@@ -155,4 +155,17 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        "a commit does nothing",
+        "commit",
+        "was committed and is gone",
+        (
+            (
+                "local/volume_service.py",
+                "    async def VolumeCommit(",
+                "    async def VolumeCommit(self, _): return api_pb2.VolumeCommitResponse()\n"
+                + "    async def _commit(",
+            ),
+        ),
+    ),
 )
