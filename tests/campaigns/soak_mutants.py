@@ -6,6 +6,7 @@ The campaign runs where the copy is, in a process of its own: its plane is the c
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -53,6 +54,7 @@ class Mutant:
             return subprocess.run(
                 [*command, "--seed", "0", "--patience", str(patience_s)],
                 cwd=directory,  # what is there is imported first
+                env={**os.environ, "TMPDIR": directory},  # evidence goes with it
                 capture_output=True,
                 text=True,
                 check=False,
@@ -63,6 +65,11 @@ class Mutant:
         return done.returncode == 1 and bool(re.search(f"WRONG .*{self.expected}", done.stderr))
 
 
+NO_COMMIT = """
+    async def VolumeCommit(self, _):
+        return api_pb2.VolumeCommitResponse(skip_reload=True)
+
+    async def _commit("""
 UNCHANGED = Mutant("nothing is changed", "lost", "", ())
 MUTANTS = (
     Mutant(
@@ -163,8 +170,7 @@ MUTANTS = (
             (
                 "local/volume_service.py",
                 "    async def VolumeCommit(",
-                "    async def VolumeCommit(self, _): return api_pb2.VolumeCommitResponse()\n"
-                + "    async def _commit(",
+                NO_COMMIT,
             ),
         ),
     ),
