@@ -32,6 +32,7 @@ APP = Path(__file__).with_name("plane_app.py")
 PAYLOAD = bytes(range(256)) * 4
 CONTAINERS = 8
 IDLE_S = 10.0
+WARM_UP = 20
 PATIENCE_S = 120.0
 CODE = "import time, modal{}; print(time.time())"
 
@@ -42,7 +43,7 @@ def measure(*, quick: bool) -> list[Metric]:
         plane.deploy(str(APP))
         bench = Bench(plane)
         return [
-            bench.remote(rounds=10 if quick else 40),
+            bench.remote(rounds=100 if quick else 400),
             *bench.idle(),
             *bench.maps(quick=quick),
             *bench.starts(rounds=3 if quick else 9),
@@ -155,16 +156,8 @@ class Bench:
 def pairs(
     first: Callable[[], object], second: Callable[[], object], rounds: int
 ) -> list[tuple[float, float]]:
-    """
-    Call both in turns, a dozen times each; return the median seconds of each turn.
-
-    Single calls in turns would flatter the slower side: what has just slept takes longer to wake.
-    """
-    return [(turn_s(first), turn_s(second)) for _ in range(rounds + 1)][1:]
-
-
-def turn_s(call: Callable[[], object]) -> float:
-    return statistics.median([seconds(call) for _ in range(12)][2:])
+    """Call both in turns; return the seconds of each pair, without those of the warm-up."""
+    return [(seconds(first), seconds(second)) for _ in range(WARM_UP + rounds)][WARM_UP:]
 
 
 def seconds(call: Callable[[], object]) -> float:
