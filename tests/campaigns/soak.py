@@ -8,8 +8,8 @@ What must hold, whatever is killed:
 - no input has two attempts at once, runs again while its last attempt lives, or is answered by
   an attempt that had lost it;
 - a client that is killed takes its app with it, a container its descendants and its directory;
-- what was committed to a Volume stays, whole; the plane reports no bug of its own;
-- when the plane ends, no process and no file is left.
+- what was committed to a Volume, or put into a Dict or a Queue, stays;
+- the plane reports no bug of its own; when the plane ends, no process and no file is left.
 
 Attempts leave their evidence outside of the plane (`soak_app`). The talk is on stderr; the last
 line of stdout is JSON. A campaign proves what its mutants prove: see `soak_mutants.py`.
@@ -48,7 +48,7 @@ from modalkit.local import LocalPlane
 from .soak_app import born
 
 APP = Path(__file__).with_name("soak_app.py")
-SPAWNED = ("work", "flaky", "overrun", "family", "write", "nested", "Snapped.work")
+SPAWNED = ("work", "flaky", "overrun", "family", "write", "remember", "nested", "Snapped.work")
 AWAITED = ("map", "numbers")
 COUNT = 8
 BACKLOG = 12
@@ -255,6 +255,7 @@ class Soak:
         self._until(self._at_work, lambda names: f"still at work when all has ended: {names}")
         self._check_outputs()
         self._check_attempts()
+        self._check_objects()
         self._until(self._apps_left, lambda names: f"outlive their clients: {names}")
         self._until(self._orphans, "; ".join)
         self._until(self._directories_left, lambda names: f"directories are left: {names}")
@@ -307,6 +308,16 @@ class Soak:
                 if before is not None and before not in dead | ended[key]:
                     self._wrong(f"{key} ran again though its attempt in {before} was not lost")
                 last[key] = container
+
+    def _check_objects(self) -> None:
+        """Check that a Dict and a Queue have what they were told."""
+        told = {e["key"] for e in self._said() if e["event"] == "remembered"}
+        made = {"create_if_missing": True, "client": self._client}
+        facts = modal.Dict.from_name("soak-facts", **made)
+        line = modal.Queue.from_name("soak-line", **made)
+        for name, found in (("Dict", set(facts.keys())), ("Queue", set(line.iterate()))):
+            if told - found:
+                self._wrong(f"a {name} has lost {sorted(told - found)}")
 
     def _at_work(self) -> list[str]:
         return [c.id for c in self._plane.containers() if c.state not in ("idle", "template")]
@@ -492,6 +503,7 @@ SCENES: dict[str, Callable[[Soak], object]] = {
     "late": lambda soak: [soak.ask("overrun") for _ in range(2)],
     "lost": lambda soak: soak.kill_one("work"),
     "commit": lambda soak: soak.kill_one("write", "committed"),
+    "remember": lambda soak: soak.ask("remember"),
     "family": lambda soak: soak.kill_one("family"),
     "client": lambda soak: soak.kill_run_when_begun(),
 }

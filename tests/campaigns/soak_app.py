@@ -13,6 +13,8 @@ import modal
 
 app = modal.App(os.environ.get("SOAK_APP", "soak"))
 data = modal.Volume.from_name("soak-data", create_if_missing=True)
+facts = modal.Dict.from_name("soak-facts", create_if_missing=True)
+line = modal.Queue.from_name("soak-line", create_if_missing=True)
 WARM_S = 4
 AT_ONCE = modal.Retries(max_retries=1, initial_delay=0.0, backoff_coefficient=1.0)
 
@@ -104,6 +106,16 @@ def write(directory, key):
         os.replace(f"/data/.{key}", f"/data/{key}")
         data.commit()
         tell(directory, "committed", key)
+        return done(directory, key)
+
+
+@app.function(scaledown_window=WARM_S)
+def remember(directory, key):
+    """Tell a Dict and a Queue, and then that they were told."""
+    with attempt(directory, key):
+        facts.put(key, key)
+        line.put(key)
+        tell(directory, "remembered", key)
         return done(directory, key)
 
 

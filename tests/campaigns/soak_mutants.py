@@ -144,8 +144,8 @@ MUTANTS = (
         "outlive their clients",
         (
             (
-                "local/services/apps.py",
-                "if is_silent and app.app_state == api_pb2.APP_STATE_EPHEMERAL:",
+                "local/services/logs.py",
+                "if app.last_seen <= broke_at and not app.open_streams:",
                 "if False:",
             ),
         ),
@@ -171,6 +171,24 @@ MUTANTS = (
                 "local/volume_service.py",
                 "    async def VolumeCommit(",
                 NO_COMMIT,
+            ),
+        ),
+    ),
+    Mutant(
+        "an item of a Queue is not kept",
+        "remember",
+        "a Queue has lost",
+        (("local/services/queues.py", "values = list(request.values)", "values = []"),),
+    ),
+    Mutant(
+        "an entry of a Dict is not kept",
+        "remember",
+        "a Dict has lost",
+        (
+            (
+                "local/services/dicts.py",
+                "[(entry.key, entry.value) for entry in request.updates]",
+                "[]",
             ),
         ),
     ),
