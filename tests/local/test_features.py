@@ -14,7 +14,7 @@ from modal_proto import api_grpc, api_pb2
 
 from modalkit.local import LocalPlane, features
 from modalkit.local.services import HANDLERS
-from modalkit.local.services.apps import UploadService
+from modalkit.local.services.uploads import UploadService
 from modalkit.local.wire import servicer
 
 APP = """
