@@ -8,14 +8,18 @@ from pathlib import Path
 
 import modal
 import pytest
+from google.protobuf.empty_pb2 import Empty
 from grpclib.exceptions import GRPCError
 from modal._utils.async_utils import synchronizer
 from modal_proto import api_grpc, api_pb2
 
 from modalkit.local import LocalPlane, features
+from modalkit.local.clock import Clock
+from modalkit.local.faults import FaultTable
 from modalkit.local.services import HANDLERS
 from modalkit.local.services.uploads import UploadService
-from modalkit.local.wire import servicer
+from modalkit.local.transcript import Transcript
+from modalkit.local.wire import Line, servicer
 
 APP = """
 import modal
@@ -75,9 +79,12 @@ def test_no_feature_is_there_for_nothing() -> None:
 
 def test_an_unknown_rpc_answers_its_feature_its_name_and_modals_version() -> None:
     class Stream:
-        async def recv_message(self) -> None: ...
+        async def recv_message(self) -> Empty:
+            return Empty()
 
-    plane = servicer([], modal_version="1.6.4")
+    clock = Clock()
+    line = Line("client", clock, Transcript(clock, list), FaultTable(str))
+    plane = servicer([], modal_version="1.6.4", line=line)
     for name in sorted(api_grpc.ModalClientBase.__abstractmethods__):
         with pytest.raises(GRPCError) as refusal:
             asyncio.run(getattr(plane, name)(Stream()))
