@@ -25,7 +25,7 @@ demo: .venv/.examples
 	@.venv/bin/python -m examples.tiny_cats.demo $(DEMO_ARGS)
 
 test: check
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: .venv/.dev
 	.venv/bin/ruff check .

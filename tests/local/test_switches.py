@@ -93,7 +93,14 @@ def test_whom_the_interrupt_reaches(reading: str, *, hears: bool) -> None:
 
 @pytest.mark.parametrize(
     ("reading", "times", "result"),
-    [("requeued", 10, 11), ("counted", 8, 9), ("counted", 9, None), ("fails", 1, None)],
+    [
+        ("requeued", 1, 2),
+        ("counted", 1, 2),
+        ("fails", 1, None),
+        pytest.param("requeued", 10, 11, marks=pytest.mark.slow),
+        pytest.param("counted", 8, 9, marks=pytest.mark.slow),
+        pytest.param("counted", 9, None, marks=pytest.mark.slow),
+    ],
 )
 def test_what_becomes_of_an_interrupt_that_nobody_sent(
     reading: str, times: int, result: int | None
@@ -129,7 +136,7 @@ def test_whether_two_attempts_overlap(reading: str, *, overlap: bool) -> None:
 
 
 def test_retries_that_the_client_waits_for() -> None:
-    with unknowns("retry_delay=client") as (plane, function):
+    with unknowns("retry_delay=client") as (_, function):
         first, second, third = function("fails_twice").remote("waited-for")
         assert second - first >= 1  # the client's floor, whatever the policy says
         assert third - second >= 1
@@ -141,6 +148,11 @@ def test_retries_that_the_client_waits_for() -> None:
         assert [str(error) for error in errors] == ["never 2", "never 3"]
         spawned = function("fails_twice").spawn("spawned").get(timeout=60)
         assert len(spawned) == 3
+
+
+@pytest.mark.slow
+def test_a_client_that_retries_is_told_when_an_input_was_lost_too_often() -> None:
+    with unknowns("retry_delay=client") as (plane, function):
         with pytest.raises(modal.exception.ConflictError, match="was lost with 9 containers"):
             function("kills_itself").remote()
         assert len([c for c in plane.containers(all=True) if c.function == "kills_itself"]) == 9

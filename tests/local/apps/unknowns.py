@@ -69,11 +69,11 @@ def saves_slowly(name: str) -> list[float]:
         try:
             time.sleep(60)
         finally:
-            time.sleep(5)
+            time.sleep(3)
             (HERE / f"{name}-end").write_text(str(time.time()))
             volume.commit()
     else:
-        time.sleep(6)
+        time.sleep(4)
         volume.reload()
     return [started, float((HERE / f"{name}-end").read_text())]
 
