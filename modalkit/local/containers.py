@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpclib.server import Server
 from modal_proto import api_pb2
 
 from modalkit.errors import ForkRefusedError, LocalPlaneError, SnapshotGoneError
@@ -31,6 +30,7 @@ from modalkit.local.image_reports import ImageReports
 from modalkit.local.machine import Machine
 from modalkit.local.mounts import Mount
 from modalkit.local.processes import descendants, memory_bytes
+from modalkit.local.serving import Server
 from modalkit.local.state import Container, Event, Function, State, new_id
 
 if TYPE_CHECKING:

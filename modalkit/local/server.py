@@ -112,7 +112,6 @@ def _greet(greeting: dict[str, Any]) -> None:
 
 async def _amain(configuration: dict[str, Any], claim: Claim) -> None:  # noqa: PLR0915 - its parts
     """Serve until the owner closes our stdin, or SIGTERM."""
-    from grpclib.server import Server
     from modal_version import __version__ as modal_version
 
     from modalkit.local.blobs import start_http
@@ -123,6 +122,7 @@ async def _amain(configuration: dict[str, Any], claim: Claim) -> None:  # noqa: 
     from modalkit.local.lifesigns import LifeSigns
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.services import for_client, for_container
+    from modalkit.local.serving import Server
     from modalkit.local.transcript import Transcript
     from modalkit.local.wire import Line, servicer
 
