@@ -21,7 +21,8 @@ class Server(server.Server):
     def _protocol_factory(self) -> H2Protocol:
         protocol = super()._protocol_factory()
         made: Any = protocol.connection_made
-        protocol.connection_made = lambda wire: made(Gathering(wire))  # type: ignore[method-assign]
+        # An attribute of this one protocol; the class is grpclib's.
+        vars(protocol)["connection_made"] = lambda transport: made(Gathering(transport))
         return protocol
 
 
