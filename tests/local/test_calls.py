@@ -187,6 +187,9 @@ def test_a_failing_import_or_hook_reaches_the_caller(
     done: subprocess.CompletedProcess[str] = plane.run(str(APPS / app), check=False, capture=True)
     assert done.returncode == 1
     assert said in done.stdout + done.stderr
+    # The true traceback: the app's own file and the line that raised.
+    assert app.partition("::")[0] in done.stdout + done.stderr
+    assert "raise " in done.stdout + done.stderr
 
 
 def test_an_rpc_that_is_not_modelled_says_its_name(client: modal.Client) -> None:

@@ -1,5 +1,6 @@
 """How many containers there are, and when."""
 
+import os
 import time
 from collections.abc import Callable
 
@@ -50,6 +51,12 @@ def test_max_containers_is_never_exceeded(function: Lookup) -> None:
     assert len({container for container, _, _ in spans}) == 2
     for _, start, _ in spans:
         assert sum(s <= start < e for _, s, e in spans) <= 2
+
+
+def test_without_a_limit_there_are_as_many_containers_as_cores(function: Lookup) -> None:
+    cores = os.cpu_count() or 1
+    calls = [function("unlimited").spawn(0.3) for _ in range(3 * cores)]
+    assert len({call.get(timeout=60) for call in calls}) <= cores
 
 
 def test_an_idle_container_ends_after_its_scaledown_window(

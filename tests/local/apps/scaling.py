@@ -30,6 +30,12 @@ def limited(seconds: float) -> list:
     return [where(), started, time.time()]
 
 
+@app.function()
+def unlimited(seconds: float) -> str:
+    time.sleep(seconds)
+    return where()
+
+
 @app.function(scaledown_window=2)
 def short_lived() -> str:
     return where()
