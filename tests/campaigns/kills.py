@@ -6,6 +6,7 @@ Kill a training at random moments and compare what becomes of it with an uninter
 Every interrupted run must end as the control run did, to the bit: parameters, optimizer, scheduler,
 generators and the loss of every step; and it must resume at the last step whose checkpoint the
 policy had made durable, or later. The talk is on stderr; the last line of stdout is JSON.
+The planes commit nothing in the background: what a run calls durable must be so by its own commit.
 A campaign proves what its mutants prove: see `tests/campaigns/mutants.py`.
 """
 
@@ -124,7 +125,7 @@ class Campaign:
     @contextmanager
     def with_package(self, package: Path) -> Iterator[Campaign]:
         """Run another modalkit against this campaign's control run, restored starts only."""
-        with LocalPlane(engine="fork", strict_image=True) as plane:
+        with LocalPlane(engine="fork", strict_image=True, background_commit_s=0) as plane:
             plane.deploy(str(APP), cwd=package)  # modal looks for modules there first
             yield Campaign({True: plane}, self._expected)
 
@@ -220,8 +221,12 @@ def campaign(gpu: int | None = None) -> Iterator[Campaign]:
     """Deploy the app on both planes and train the control run, on a GPU if one is named."""
     gpus, env = ([], {}) if gpu is None else ([gpu], {"KILLS_GPU": "any"})
     with (
-        LocalPlane(engine="fork", strict_image=True, gpus=gpus, env=env) as restored,
-        LocalPlane(snapshots=False, strict_image=True, gpus=gpus, env=env) as cold,
+        LocalPlane(
+            engine="fork", strict_image=True, background_commit_s=0, gpus=gpus, env=env
+        ) as restored,
+        LocalPlane(
+            snapshots=False, strict_image=True, background_commit_s=0, gpus=gpus, env=env
+        ) as cold,
     ):
         for plane in (restored, cold):
             plane.deploy(str(APP))
