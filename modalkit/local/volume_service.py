@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 # The client asks for one URL per block of a file; Source: modal._utils.blob_utils.BLOCK_SIZE.
 BLOCK_BYTES: Final = 8 << 20
 ENTRIES_PER_MESSAGE: Final = 1000
+SHA256: Final = re.compile(r"[0-9a-f]{64}")
 OPEN_FILES: Final = "there are open files preventing the operation"  # the client looks for this
 NAMED_FILES: Final = 5
 FORBIDDEN_TARGETS: Final = frozenset({"/", "/root", "/tmp"})  # noqa: S108 - not one of ours
@@ -194,6 +196,8 @@ class VolumeService:
         volume = self._volume(request.volume_id)
         _check_targets(volume, [f.filename for f in request.files], request)
         for file in request.files:
+            if not SHA256.fullmatch(file.sha256_hex):
+                raise GRPCError(Status.INVALID_ARGUMENT, f"{file.sha256_hex!r} is no sha256")
             if not (self._plane.file_store / file.sha256_hex).is_file():
                 raise GRPCError(Status.NOT_FOUND, f"{file.filename}: was never uploaded")
 
