@@ -1,5 +1,6 @@
 """
-The first code of a container's process: `python boot.py SPEC.json`.
+The first code of a container's process: `python boot.py SPEC.json`, or, where containers start
+quickly, `python boot.py --zygote SOCKET PARENT`, which becomes one container for every order.
 
 It makes the process die with the plane, gives it its private mounts, the import guard and the
 fork server where they are asked for, and becomes Modal's own container entrypoint.
@@ -40,6 +41,7 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG of <sysexits.h>
 LEFT: Final = "left-orderly"
 """Made in a container's directory when its program comes to its end by itself."""
 PR_SET_PDEATHSIG: Final = 1
+ZYGOTE: Final = "--zygote"
 PROBE: Final = "--probe"
 PROBE_OVERLAY: Final = "--probe-overlay"
 PROBE_TIMEOUT_S: Final = 20.0
@@ -78,9 +80,8 @@ def attempt(probe: str, scratch: str) -> str | None:
     return done.stderr.strip() or f"exit code {done.returncode}" if done.returncode else None
 
 
-def main(spec_path: str) -> None:
+def main(spec: dict[str, Any]) -> None:
     """Do what the module's docstring says; returns when the container's work is done."""
-    spec: dict[str, Any] = json.loads(Path(spec_path).read_text())
     die_with_parent(spec.get("parent"))
     if spec["mounts"]:
         _enter_mounts(spec["mounts"], spec["scratch"])
@@ -196,5 +197,7 @@ if __name__ == "__main__":
         _probe(sys.argv[2])
     elif sys.argv[1] == PROBE_OVERLAY:
         _probe_overlay(sys.argv[2])
+    elif sys.argv[1] == ZYGOTE:
+        main(sibling("zygote").wait(sys.argv[2], int(sys.argv[3])))
     else:
-        main(sys.argv[1])
+        main(json.loads(Path(sys.argv[1]).read_text()))

@@ -18,7 +18,7 @@ from modalkit.local.layout import app_layout
 from modalkit.local.machine import Machine
 from modalkit.local.mounts import Mount
 from modalkit.local.staging import HOME, shown
-from modalkit.local.state import Container, new_id
+from modalkit.local.state import Container, Function, new_id
 from modalkit.local.trees import copy
 from modalkit.local.views import Kind, View, is_large, overlay_problem
 from modalkit.local.volumes import Volume
@@ -39,6 +39,8 @@ INHERITED = re.compile(
     r"|MKL_.*|SSL_.*|[a-zA-Z]+_(proxy|PROXY)"
 )
 """Of this machine's environment. A token that the app has no Secret for is not there on Modal."""
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ORT_INTRA_OP_NUM_THREADS")
+"""What Modal documents as set from `cpu=`; how it rounds is not known, here up."""
 
 
 class ContainerFiles:
@@ -170,6 +172,10 @@ class ContainerFiles:
         ours = [Path(__file__).parent, Path(config.runtime), Path(config.state), Path.home()]
         return [*ours, *self.machine.needs]
 
+    def names(self, container: Container) -> list[str]:
+        """Return every name under which a module may be found in the container's own files."""
+        return sorted({part.partition(".")[0] for f in self._files(container) for part in f.split("/")})
+
     def environment(self, container: Container, facts: ImageFacts) -> dict[str, str]:
         """Merge this machine's environment, the image's, the secrets', and what a worker sets."""
         directory, function = container.directory, container.function
@@ -196,7 +202,7 @@ class ContainerFiles:
         }
         if container.kind != "cold":
             runtime["MODAL_ENABLE_SNAP_RESTORE"] = "1"
-        return {**ours, **facts.env, **secrets, **runtime}
+        return {**ours, **_threads(function), **facts.env, **secrets, **runtime}
 
     def environment_of_restore(self, container: Container) -> dict[str, str]:
         """Return what changes when a snapshot that goes on in its own process is taken."""
@@ -242,6 +248,12 @@ class ContainerFiles:
         on_path = [str(place / name) for name in CODE_DIRECTORIES]
         beside = {str(Path(file).parent) for file in self._files(container) if file.endswith(".py")}
         return on_path + sorted(d for d in beside if _top(d) not in CODE_DIRECTORIES)
+
+
+def _threads(function: Function) -> dict[str, str]:
+    """Return how many threads libraries are to use: as many as cores were asked for, if any."""
+    cores = -(-function.definition.resources.milli_cpu // 1000)
+    return dict.fromkeys(THREADS, str(cores)) if cores else {}
 
 
 def inherited() -> dict[str, str]:

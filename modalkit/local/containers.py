@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from modalkit.local.mounts import Mount
 from modalkit.local.processes import descendants, memory_bytes
 from modalkit.local.serving import Server
 from modalkit.local.state import Container, Event, Function, State, new_id
+from modalkit.local.zygotes import Zygotes
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -59,6 +60,7 @@ class Launcher:
         self.machine = Machine(plane.config.python, inherited())
         self.images = ImageReports(plane, self.machine)
         self._files = ContainerFiles(plane, self.machine)
+        self._zygotes = Zygotes(plane)
 
     def new_container(self, function: Function, kind: str) -> Container:
         """Register a container of *function*; `run` starts it."""
@@ -128,25 +130,36 @@ class Launcher:
         self._files.write_arguments(container)
         spec_path = container.directory / "boot.json"
         spec_path.write_text(json.dumps(spec))
+        environment = self._files.environment(container, facts)
+        zygote = await self._zygotes.ready() if self.plane.config.quick_starts else None
+        ended: Awaitable[int]
         with _output_pipes() as pipes:
-            process = await asyncio.create_subprocess_exec(
-                self.plane.config.python,
-                str(BOOT),
-                str(spec_path),
-                env=self._files.environment(container, facts),
-                cwd=container.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=pipes[0][1],
-                stderr=pipes[1][1],
-                start_new_session=True,
-            )
-        container.pid = process.pid
+            if zygote is not None:
+                names = self._files.names(container)
+                order = {"env": environment, "tops": names, "spec": spec, "spec_path": str(spec_path)}
+                container.pid = await zygote.fork(
+                    container.id, order, stdout_fd=pipes[0][1], stderr_fd=pipes[1][1]
+                )
+                ended = zygote.wait_exit(container.id)
+            else:
+                process = await asyncio.create_subprocess_exec(
+                    self.plane.config.python,
+                    str(BOOT),
+                    str(spec_path),
+                    env=environment,
+                    cwd=container.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=pipes[0][1],
+                    stderr=pipes[1][1],
+                    start_new_session=True,
+                )
+                container.pid, ended = process.pid, process.wait()
         self._kill_if_doomed(container)
-        logger.info("container %s: %s start, pid %s", container.id, container.kind, process.pid)
+        logger.info("container %s: %s start, pid %s", container.id, container.kind, container.pid)
         if container.template is not None:
             self.plane.spawn(self._await_snapshot(container, container.template, fleet))
         pumps = await self._start_pumps(container, pipes)
-        container.returncode = await process.wait()
+        container.returncode = await ended
         await self._last_output(container, pumps)
 
     async def _await_snapshot(
@@ -187,9 +200,7 @@ class Launcher:
         with _output_pipes() as pipes:
             container.pid = await maker.template.fork(
                 container.id,
-                environment,
-                mounts,
-                state,
+                {"env": environment, "mounts": mounts, "state": state},
                 stdout_fd=pipes[0][1],
                 stderr_fd=pipes[1][1],
             )

@@ -55,6 +55,8 @@ class Config:
     snapshots: bool | None = None
     """None: deployed apps only, as on Modal."""
     strict_image: bool = False
+    quick_starts: bool = False
+    """Fork cold containers from a process that has imported modal; see `zygote`."""
     grace_s: float = 30.0
     python: str = sys.executable
     echo_logs: bool = False
@@ -103,6 +105,8 @@ class Plane:
     classes: dict[str, str] = attrs.field(factory=dict)
     """Service function id ("" until published) by class id."""
     calls: dict[str, Call] = attrs.field(factory=dict)
+    expired: set[str] = attrs.field(factory=set)
+    """Ids of spawned calls whose results were given up."""
     inputs: dict[str, Input] = attrs.field(factory=dict)
     containers: dict[str, Container] = attrs.field(factory=dict)
     mounts: dict[str, Mount] = attrs.field(factory=dict)

@@ -52,6 +52,7 @@ def _no(feature: str, how: str) -> Row:
 
 
 CALLING = "local/test_calling.py::test_"
+SHAKING = "local/test_shaking.py::test_"
 CALLS = "local/test_calls.py::test_"
 SCALING = "local/test_scaling.py::test_"
 ENDINGS = "local/test_endings.py::test_"
@@ -137,6 +138,7 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "expiry: a waited-for call after 24 hours, or two minutes after its caller is gone; "
             "results after seven days",
             "by the plane's clock, looked at every 5 s",
+            SHAKING + "a_result_is_given_up_after_seven_days",
         ),
     ),
     "Scaling": (
@@ -167,7 +169,12 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "a redeploy: old containers finish, new ones run the new code, variants too",
             DEPLOY + "a_redeploy_starts_new_code_and_lets_the_old_finish",
         ),
-        _no("`cpu=`, `ephemeral_disk=`, `region=`, `cloud=`", "accepted and ignored"),
+        _partly(
+            "`cpu=`",
+            "`OMP_NUM_THREADS` and its like are set from it, rounded up; cores are not limited",
+            SCALING + "libraries_are_told_how_many_cores_were_asked_for",
+        ),
+        _no("`ephemeral_disk=`, `region=`, `cloud=`", "accepted and ignored"),
     ),
     "Failure": (
         _yes(

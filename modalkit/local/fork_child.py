@@ -6,10 +6,8 @@ modal's thread, so that only the main thread is left, and waits for orders. For 
 forks, and the child goes on from there as a container of its own: its own output, environment,
 session and Volume views, then modal's own restore.
 
-The template never takes an input. It ends when the plane closes the connection.
-
-The protocol: an order is 4 bytes of length, with the descriptors of stdout and stderr attached,
-then JSON; an answer is a line of JSON with a key `op`: ready, refused, forked, failed or exited.
+The template never takes an input. Its orders have, beside the keys of all, `env`, `mounts` as in
+boot.py, and `state`, which Modal's restore reads.
 """
 
 from __future__ import annotations
@@ -20,18 +18,16 @@ import ctypes
 import json
 import os
 import random
-import select
-import signal
-import socket
 import sys
 import threading
 import traceback
 import weakref
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 from . import _private, mounts
 from .boot import LEFT, die_with_parent
+from .forking import Control, Order, flush, serve
 
 OMP_PAUSE_HARD: Final = 2
 EXIT_CONFIG: Final = 78  # EX_CONFIG of <sysexits.h>
@@ -39,15 +35,6 @@ EXIT_CONFIG: Final = 78  # EX_CONFIG of <sysexits.h>
 _is_child = False
 _directory = Path()
 """Of a child's own files, on the plane's side of things."""
-
-
-class Order(TypedDict):
-    """What a child is told: its id, environment, mounts, and what Modal's restore reads."""
-
-    container: str
-    env: dict[str, str]
-    mounts: list[mounts.Mount]
-    state: dict[str, Any]
 
 
 def install(fork_socket: str) -> None:
@@ -71,8 +58,12 @@ def install(fork_socket: str) -> None:
         if reason := _refusal(user_loop()):
             control.refuse(reason)
         else:
-            order, descriptors = _serve(control)
-            _become(order, descriptors, template, home)
+            generator = random.getstate()
+            order = serve(control, _pause_openmp)
+            # CPython gives a forked child another stream. A restored snapshot has the same one in
+            # every container, on Modal and here.
+            random.setstate(generator)
+            _become(order, template, home)
             _private.redirect(template_url)
             _private.repair(user_loop())
         _private.restore(task_lifecycle_manager)
@@ -106,36 +97,10 @@ def leave() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
     atexit._run_exitfuncs()  # noqa: SLF001
-    _flush()
+    flush()
     # Not by sys.exit: that would finalize objects which the template and its other children use,
     # temporary directories for one.
     os._exit(code & 0xFF)
-
-
-class Control:
-    """The connection to the plane's `ForkTemplate`."""
-
-    def __init__(self, path: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.connect(path)
-
-    def send(self, **answer: Any) -> None:
-        """Send one answer."""
-        self.socket.sendall(json.dumps(answer).encode() + b"\n")
-
-    def refuse(self, reason: str) -> None:
-        """Say that there will be no template; the container goes on by itself."""
-        self.send(op="refused", reason=reason)
-        self.socket.close()
-
-    def receive(self) -> tuple[Order, list[int]] | None:
-        """Wait for an order; None when the plane has closed the connection."""
-        flags = socket.MSG_WAITALL
-        header, descriptors, _, _ = socket.recv_fds(self.socket, 4, 2, flags)
-        if not header:
-            return None
-        data = self.socket.recv(int.from_bytes(header, "big"), flags)
-        return json.loads(data), descriptors
 
 
 def _refusal(loop: Any) -> str | None:
@@ -162,66 +127,11 @@ def _refusal(loop: Any) -> str | None:
     return None
 
 
-def _serve(control: Control) -> tuple[Order, list[int]]:
-    """Fork a child for every order. Returns in the children only."""
-    global _is_child  # noqa: PLW0603 - a fact about this process
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    generator = random.getstate()
-    children: dict[int, tuple[int, str]] = {}  # by a descriptor that is readable at their end
-    poll = select.poll()
-    poll.register(control.socket, select.POLLIN)
-    control.send(op="ready")
-    while True:
-        for ready, _ in poll.poll():
-            if ready in children:
-                poll.unregister(ready)
-                os.close(ready)
-                pid, name = children.pop(ready)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                control.send(op="exited", container=name, code=code)
-                continue
-            if (received := control.receive()) is None:
-                os._exit(0)
-            forked = _fork(control, received[0]["container"])
-            if forked == 0:
-                _is_child = True
-                control.socket.close()
-                for child in children:
-                    os.close(child)
-                signal.signal(signal.SIGINT, on_interrupt)
-                # CPython gives a forked child another stream. A restored snapshot has the same
-                # one in every container, on Modal and here.
-                random.setstate(generator)
-                return received
-            for descriptor in received[1]:
-                os.close(descriptor)
-            if forked is not None:
-                handle = os.pidfd_open(forked)
-                children[handle] = (forked, received[0]["container"])
-                poll.register(handle, select.POLLIN)
-
-
-def _fork(control: Control, container: str) -> int | None:
-    try:
-        _pause_openmp()
-        _flush()
-        pid = os.fork()
-    except OSError as error:
-        control.send(op="failed", container=container, reason=str(error))
-        return None
-    if pid:
-        control.send(op="forked", container=container, pid=pid)
-    return pid
-
-
-def _become(order: Order, descriptors: list[int], template: int, home: Path) -> None:
+def _become(order: Order, template: int, home: Path) -> None:
     """Turn a fresh child of `template`, whose own files are in `home`, into a container."""
+    global _is_child, _directory  # noqa: PLW0603 - facts about this process
+    _is_child = True
     directory = Path.cwd()
-    os.setsid()
-    for descriptor, standard in zip(descriptors, (1, 2), strict=True):
-        os.dup2(descriptor, standard)
-        os.close(descriptor)
-    global _directory  # noqa: PLW0603 - a fact about this process
     try:
         os.environ.clear()
         os.environ.update(order["env"])
@@ -258,12 +168,6 @@ def _pause_openmp() -> None:
 def _openmp_libraries() -> list[str]:
     lines = Path("/proc/self/maps").read_text().splitlines()
     return sorted({line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line})
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
 
 
 def _say(line: str) -> None:

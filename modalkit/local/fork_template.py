@@ -1,7 +1,7 @@
 """
-Memory snapshots by fork, plane side: the connection to a process that forks restored containers.
+The plane's connection to a process that forks containers: one that holds a snapshot, or a zygote.
 
-`fork_child` is the other end and describes the protocol.
+`forking` is the other end and describes the protocol; `fork_child` and `zygote` use it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import json
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from modalkit.errors import ForkRefusedError, LocalPlaneError, SnapshotGoneError
 
 class ForkTemplate:
     """
-    A container that holds its own snapshot and forks restored containers from it.
+    A process that forks containers.
 
-    Made by `listen` before the container starts; it connects by itself.
+    Made by `listen` before the process starts; it connects by itself.
     """
 
     def __init__(self, listener: socket.socket) -> None:
@@ -64,23 +64,14 @@ class ForkTemplate:
         await asyncio.shield(self._ready)
 
     async def fork(
-        self,
-        container_id: str,
-        env: Mapping[str, str],
-        mounts: Sequence[Mapping[str, Any]],
-        restore_state: Mapping[str, Any],
-        *,
-        stdout_fd: int,
-        stderr_fd: int,
+        self, container_id: str, order: Mapping[str, Any], *, stdout_fd: int, stderr_fd: int
     ) -> int:
         """
-        Restore a container.
+        Make a container.
 
         Args:
             container_id: Its id; unique for this template.
-            env: Its whole environment.
-            mounts: Its own mounts, as in boot.py; bound over those of the template.
-            restore_state: What Modal's restore reads.
+            order: What it is to know; see the process that the template is.
             stdout_fd: Where its output goes; the caller closes its own copy.
             stderr_fd: The same for errors.
 
@@ -98,8 +89,7 @@ class ForkTemplate:
         loop = asyncio.get_running_loop()
         self._pids[container_id] = loop.create_future()
         self._exits[container_id] = loop.create_future()
-        order = {"container": container_id, "env": dict(env), "mounts": list(mounts)}
-        data = json.dumps({**order, "state": dict(restore_state)}).encode()
+        data = json.dumps({**order, "container": container_id}).encode()
         try:
             async with self._sending:
                 socket.send_fds(

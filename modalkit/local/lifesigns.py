@@ -77,6 +77,7 @@ class LifeSigns:
 
     def _forget(self, call: Call) -> None:
         del self._plane.calls[call.id]
+        self._plane.expired.add(call.id)
         self._plane.keep.forgotten(call)
         for item in call.inputs:
             self._plane.inputs.pop(item.id, None)

@@ -125,6 +125,10 @@ def test_a_container_over_its_memory_limit_is_killed_and_its_caller_told(
     assert "its memory limit is 400 MiB" in said
 
 
+def test_libraries_are_told_how_many_cores_were_asked_for(function: Lookup) -> None:
+    assert function("threads").remote() == ["3"] * 4
+
+
 def test_a_container_that_does_not_start_in_time_fails_its_caller(function: Lookup) -> None:
     with pytest.raises(modal.exception.FunctionTimeoutError, match="startup timeout of 2s"):
         function("never_starts").remote()

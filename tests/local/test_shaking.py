@@ -255,6 +255,17 @@ def test_a_retry_delay_of_a_minute_passes_at_once(plane: LocalPlane, function: L
     assert call.get(timeout=40) == "the second time"
 
 
+def test_a_result_is_given_up_after_seven_days(plane: LocalPlane, function: Lookup):
+    call = function("brief").spawn()
+    call.get(timeout=60)
+    plane.clock.advance(7 * 86400 + 1)
+    deadline = time.monotonic() + 30
+    with pytest.raises(modal.exception.OutputExpiredError):
+        while time.monotonic() < deadline:  # the plane looks every five seconds
+            call.get(timeout=0)
+            time.sleep(0.5)
+
+
 def test_a_client_is_not_late_because_the_clock_was_moved(plane: LocalPlane, tmp_path: Path):
     goal = tmp_path / "goal"
     since = len(plane.logs())

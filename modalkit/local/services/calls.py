@@ -98,6 +98,8 @@ class CallService:
     async def FunctionGetOutputs(
         self, request: api_pb2.FunctionGetOutputsRequest
     ) -> api_pb2.FunctionGetOutputsResponse:
+        if request.function_call_id in self._plane.expired:
+            return api_pb2.FunctionGetOutputsResponse()  # nothing, and nothing to come
         call = self._call(request.function_call_id)
         position = int(request.last_entry_id.partition("-")[0] or 0)
 

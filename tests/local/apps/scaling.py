@@ -66,6 +66,12 @@ def hungry(mib: int) -> int:
     return len(held)
 
 
+@app.function(cpu=2.5)
+def threads() -> list:
+    libraries = ("OMP", "MKL", "OPENBLAS", "ORT_INTRA_OP")
+    return [os.environ.get(f"{library}_NUM_THREADS") for library in libraries]
+
+
 @app.cls()
 class DiesInHook:
     @modal.enter()
