@@ -27,6 +27,7 @@ MARKER = (
     "modalkit.local.LocalPlane"
 )
 PROFILE = "MODALKIT_LOCAL_PROFILE"
+QUICK_STARTS = "MODALKIT_LOCAL_QUICK_STARTS"
 Scope = Literal["function", "class", "module", "package", "session"]
 SCOPES = get_args(Scope)
 
@@ -88,11 +89,12 @@ def plane(request: pytest.FixtureRequest) -> Iterator[LocalPlane]:
     A local plane of this test's own: Modal's client and containers here, without an account.
 
     `@pytest.mark.modalkit(...)` on the test, its class or its module sets the arguments of
-    `modalkit.local.LocalPlane`; the nearest marker wins, argument by argument.
+    `modalkit.local.LocalPlane`; the nearest marker wins, argument by argument. Unlike by default,
+    cold containers start quickly (`quick_starts`).
     """
     from modalkit.local import LocalPlane
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if QUICK_STARTS in os.environ else {"quick_starts": True}
     for marker in reversed(list(request.node.iter_markers("modalkit"))):
         options.update(marker.kwargs)
     with LocalPlane(**options) as running:

@@ -1,6 +1,14 @@
 """The order of the suite: with two processes, what takes longest must not come last."""
 
+import os
+
 import pytest
+from hypothesis import settings
+
+# A minute of every five goes into interpreters that import modal; `make slow` starts real ones.
+os.environ.setdefault("MODALKIT_LOCAL_QUICK_STARTS", "1")
+settings.register_profile("suite", deadline=None)  # times on busy machines say nothing
+settings.load_profile("suite")
 
 LONGEST = ("test_kills", "test_guide", "test_switches", "test_run_on_plane", "test_soak")
 

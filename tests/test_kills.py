@@ -18,6 +18,14 @@ def running() -> Iterator[Campaign]:
         yield prepared
 
 
+def test_two_kills_change_nothing() -> None:
+    todo = [plan for plan in plans(4, 0, random.Random()) if plan.is_restored]
+    assert [plan.num_workers for plan in todo] == [0, 2]
+    with campaign(cold=False) as running:
+        assert run_plans(running, todo) == []
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_six_kills_and_a_preemption_change_nothing(running: Campaign) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
@@ -29,6 +37,7 @@ def test_six_kills_and_a_preemption_change_nothing(running: Campaign) -> None:
     assert run_plans(running, todo) == [], f"seed {seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_planted_defect_is_reported(mutant: Mutant, running: Campaign) -> None:
@@ -42,6 +51,7 @@ def test_a_planted_defect_is_reported(mutant: Mutant, running: Campaign) -> None
         assert re.search(mutant.expected, report), report
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_an_unchanged_copy_passes(running: Campaign) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -65,6 +65,7 @@ def test_a_preemption_saves_the_last_step_and_costs_none(
     assert names == {f"{a.number}-{a.container}.json" for a in (first, second)}
 
 
+@pytest.mark.slow
 def test_a_preemption_waits_for_the_end_of_the_step(plane: LocalPlane, function: Lookup) -> None:
     call = function("train").spawn("long-step", 8, 6.0)
     container = await_step(plane, 0)
@@ -95,6 +96,7 @@ def test_a_step_that_outlasts_the_grace_is_interrupted_and_loses_itself_only(
     call.cancel(terminate_containers=True)
 
 
+@pytest.mark.slow
 def test_a_swallowed_interrupt_still_gives_the_input_to_the_next_container(
     plane: LocalPlane, function: Lookup
 ) -> None:
@@ -117,6 +119,7 @@ def test_an_error_uses_retries_and_goes_on_from_the_last_checkpoint(
     assert [attempt.resumed_at for attempt in attempts] == [None, 5, 10]
 
 
+@pytest.mark.slow
 def test_a_finished_run_called_again_returns_its_summary_and_says_so(
     plane: LocalPlane, function: Lookup
 ) -> None:
@@ -129,6 +132,7 @@ def test_a_finished_run_called_again_returns_its_summary_and_says_so(
     assert (more["status"], more["step"], more["resumed_at"]) == ("finished", 9, 6)
 
 
+@pytest.mark.slow
 def test_the_volume_holds_no_pickle_and_its_manifests_are_json(
     plane: LocalPlane, function: Lookup
 ) -> None:

@@ -8,6 +8,7 @@ from .campaigns.soak import soak
 from .campaigns.soak_mutants import MUTANTS, UNCHANGED, Mutant
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_eight_kills_lose_nothing_and_leave_nothing() -> None:
     seed = random.SystemRandom().randrange(1 << 32)

@@ -1,6 +1,8 @@
 """
-The first code of a container's process: `python boot.py SPEC.json`, or, where containers start
-quickly, `python boot.py --zygote SOCKET PARENT`, which becomes one container for every order.
+The first code of a container's process: `python boot.py SPEC.json`.
+
+Where containers start quickly it is `python boot.py --zygote SOCKET PARENT`, once, which forks one
+for every order of the plane.
 
 It makes the process die with the plane, gives it its private mounts, the import guard and the
 fork server where they are asked for, and becomes Modal's own container entrypoint.

@@ -173,8 +173,10 @@ class ContainerFiles:
         return [*ours, *self.machine.needs]
 
     def names(self, container: Container) -> list[str]:
-        """Return every name under which a module may be found in the container's own files."""
-        return sorted({part.partition(".")[0] for f in self._files(container) for part in f.split("/")})
+        """Return the names of the container's own files and directories, without suffixes."""
+        return sorted(
+            {part.partition(".")[0] for f in self._files(container) for part in f.split("/")}
+        )
 
     def environment(self, container: Container, facts: ImageFacts) -> dict[str, str]:
         """Merge this machine's environment, the image's, the secrets', and what a worker sets."""
@@ -202,7 +204,12 @@ class ContainerFiles:
         }
         if container.kind != "cold":
             runtime["MODAL_ENABLE_SNAP_RESTORE"] = "1"
-        return {**ours, **_threads(function), **facts.env, **secrets, **runtime}
+        merged = {**ours, **_threads(function), **facts.env, **secrets, **runtime}
+        if broken := [name for name, value in merged.items() if "\0" in value]:
+            raise ValueError(
+                f"the value of {broken[0]} has a null byte, which no variable can hold"
+            )
+        return merged
 
     def environment_of_restore(self, container: Container) -> dict[str, str]:
         """Return what changes when a snapshot that goes on in its own process is taken."""

@@ -112,7 +112,6 @@ class Launcher:
     # ------------------------------------------------------------------ start
 
     async def _start(self, container: Container, mounts: list[Mount], fleet: Fleet) -> None:
-        facts = self.plane.image_facts(container.function.definition.image_id)
         fork_socket = None
         if container.holds_snapshot:
             fork_socket = container.directory / "fork.sock"
@@ -130,30 +129,8 @@ class Launcher:
         self._files.write_arguments(container)
         spec_path = container.directory / "boot.json"
         spec_path.write_text(json.dumps(spec))
-        environment = self._files.environment(container, facts)
-        zygote = await self._zygotes.ready() if self.plane.config.quick_starts else None
-        ended: Awaitable[int]
         with _output_pipes() as pipes:
-            if zygote is not None:
-                names = self._files.names(container)
-                order = {"env": environment, "tops": names, "spec": spec, "spec_path": str(spec_path)}
-                container.pid = await zygote.fork(
-                    container.id, order, stdout_fd=pipes[0][1], stderr_fd=pipes[1][1]
-                )
-                ended = zygote.wait_exit(container.id)
-            else:
-                process = await asyncio.create_subprocess_exec(
-                    self.plane.config.python,
-                    str(BOOT),
-                    str(spec_path),
-                    env=environment,
-                    cwd=container.directory,
-                    stdin=subprocess.DEVNULL,
-                    stdout=pipes[0][1],
-                    stderr=pipes[1][1],
-                    start_new_session=True,
-                )
-                container.pid, ended = process.pid, process.wait()
+            container.pid, ended = await self._begin(container, spec_path, pipes)
         self._kill_if_doomed(container)
         logger.info("container %s: %s start, pid %s", container.id, container.kind, container.pid)
         if container.template is not None:
@@ -161,6 +138,32 @@ class Launcher:
         pumps = await self._start_pumps(container, pipes)
         container.returncode = await ended
         await self._last_output(container, pumps)
+
+    async def _begin(
+        self, container: Container, spec_path: Path, pipes: list[tuple[int, int]]
+    ) -> tuple[int, Awaitable[int]]:
+        """Start a process; return its pid, and what waits for its exit code."""
+        facts = self.plane.image_facts(container.function.definition.image_id)
+        environment = self._files.environment(container, facts)
+        (_, stdout), (_, stderr) = pipes
+        zygote = await self._zygotes.ready() if self.plane.config.quick_starts else None
+        if zygote is not None:
+            names = self._files.names(container)
+            order = {"env": environment, "names": names, "spec": str(spec_path)}
+            pid = await zygote.fork(container.id, order, stdout_fd=stdout, stderr_fd=stderr)
+            return pid, zygote.wait_exit(container.id)
+        process = await asyncio.create_subprocess_exec(
+            self.plane.config.python,
+            str(BOOT),
+            str(spec_path),
+            env=environment,
+            cwd=container.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        return process.pid, process.wait()
 
     async def _await_snapshot(
         self, container: Container, template: ForkTemplate, fleet: Fleet

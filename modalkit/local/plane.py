@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     import modal
 
 
+QUICK_STARTS = "MODALKIT_LOCAL_QUICK_STARTS"
+"""Whether planes start containers by fork where nothing else is said: 1 or 0."""
+
+
 @attrs.frozen
 class VolumeHandle:
     """A Volume, as its committed tree."""
@@ -343,6 +347,10 @@ class RunningPlane:
         plane_process.end(self._directory)
 
 
+def _quick_starts() -> bool:
+    return os.environ.get(QUICK_STARTS, "0") not in ("", "0")
+
+
 class LocalPlane(RunningPlane):
     """
     Run Modal apps on this machine: the real client, the real entrypoint, no account.
@@ -362,7 +370,7 @@ class LocalPlane(RunningPlane):
         quick_starts: Fork cold containers from a process that has imported modal already, instead
             of starting an interpreter for each: a tenth of the time. Nothing else differs, but
             that the seed of Python's hashes is the same in all of them. Default: only where
-            $MODALKIT_LOCAL_QUICK_STARTS is set.
+            $MODALKIT_LOCAL_QUICK_STARTS is 1.
         profile: How it behaves where Modal's behaviour is unknown: "lenient", "strict", a number
             that seeds a draw, and changes such as "strict,same_input_twice=never"; see
             `modalkit.local.switches`. Default: $MODALKIT_LOCAL_PROFILE, or "lenient".
@@ -407,7 +415,7 @@ class LocalPlane(RunningPlane):
         self._options: dict[str, Any] = {
             "snapshots": snapshots,
             "strict_image": strict_image,
-            "quick_starts": _QUICK in os.environ if quick_starts is None else quick_starts,
+            "quick_starts": _quick_starts() if quick_starts is None else quick_starts,
             "switches": attrs.asdict(switches.profile(self.profile)),
             "background_commit_s": background_commit_s,
             "provides": list(provides),

@@ -98,8 +98,9 @@ class Scheduler:
         if not container.has_asked:
             container.has_asked, container.idle_since = True, clock.monotonic()
         function.starts_failed = 0
-        window_s = function.definition.autoscaler_settings.scaledown_window or DEFAULT_SCALEDOWN_S
         while container.state is not State.DRAINING:
+            settings = function.definition.autoscaler_settings  # may change while this one waits
+            window_s = settings.scaledown_window or DEFAULT_SCALEDOWN_S
             if function.app.is_stopping:
                 container.on(Event.DRAINED)
             elif function.pending:

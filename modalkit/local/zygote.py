@@ -5,8 +5,8 @@ A container that is forked has what a new interpreter has after the same imports
 of its hashes, which all of one plane share. Where the order shows that something would differ, a
 new interpreter takes the fork's place.
 
-Its orders have, beside the keys of all, `env`, `tops`, the names of the container's own top-level
-modules, and `spec`, as in boot.py, with its path as `spec_path`.
+Its orders have, beside the keys of all, `env`, `spec`, the path of what boot.py reads, and `names`,
+those of all files and directories that the container has of its own.
 """
 
 from __future__ import annotations
@@ -53,10 +53,12 @@ def wait(socket_path: str, parent: int) -> dict[str, Any]:
     at_start, zygote = dict(os.environ), os.getpid()
     order = serve(control)
     boot.die_with_parent(zygote)
-    spec = {**order["spec"], "parent": zygote}
+    path = Path(order["spec"])
+    spec: dict[str, Any] = {**json.loads(path.read_text()), "parent": zygote}
     if _would_differ(order, at_start):
-        Path(order["spec_path"]).write_text(json.dumps(spec))
-        os.execve(sys.executable, [sys.executable, boot.__file__, order["spec_path"]], order["env"])
+        path.write_text(json.dumps(spec))
+        program = [sys.executable, boot.__file__, str(path)]
+        os.execve(sys.executable, program, order["env"])  # noqa: S606 - no shell is wanted
     os.environ.clear()
     os.environ.update(order["env"])
     sys.path[1:1] = filter(None, order["env"].get("PYTHONPATH", "").split(os.pathsep))
@@ -68,5 +70,6 @@ def _would_differ(order: dict[str, Any], at_start: dict[str, str]) -> bool:
     """Tell whether a new interpreter would not be as this one is, with the order's environment."""
     env = order["env"]
     changed = {name for name in {**at_start, **env} if at_start.get(name) != env.get(name)}
-    imported = {name.partition(".")[0] for name in sys.modules} | {"sitecustomize", "usercustomize"}
-    return any(map(READ_AT_START.fullmatch, changed)) or bool(imported & set(order["tops"]))
+    imported = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
+    imported |= {"sitecustomize", "usercustomize"}
+    return any(map(READ_AT_START.fullmatch, changed)) or bool(imported & set(order["names"]))

@@ -17,7 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,20 +217,29 @@ class Campaign:
 
 
 @contextmanager
-def campaign(gpu: int | None = None) -> Iterator[Campaign]:
-    """Deploy the app on both planes and train the control run, on a GPU if one is named."""
+def campaign(gpu: int | None = None, *, cold: bool = True) -> Iterator[Campaign]:
+    """
+    Deploy the app and train the control run.
+
+    Args:
+        gpu: The index of one to train on.
+        cold: Have a plane whose starts are cold as well.
+    """
     gpus, env = ([], {}) if gpu is None else ([gpu], {"KILLS_GPU": "any"})
-    with (
-        LocalPlane(
-            engine="fork", strict_image=True, background_commit_s=0, gpus=gpus, env=env
-        ) as restored,
-        LocalPlane(
-            snapshots=False, strict_image=True, background_commit_s=0, gpus=gpus, env=env
-        ) as cold,
-    ):
-        for plane in (restored, cold):
-            plane.deploy(str(APP))
-        running = Campaign({True: restored, False: cold})
+    with ExitStack() as stack:
+        planes = {}
+        for is_restored in (True, False)[: 1 + cold]:
+            plane = LocalPlane(
+                engine="fork",
+                snapshots=None if is_restored else False,
+                strict_image=True,
+                background_commit_s=0,
+                gpus=gpus,
+                env=env,
+            )
+            planes[is_restored] = stack.enter_context(plane)
+            planes[is_restored].deploy(str(APP))
+        running = Campaign(planes)
         running.control()
         yield running
 

@@ -24,7 +24,7 @@ def train_step(model, optimizer):
     ("document", "arguments", "steps"),
     [
         ("README.md", ["--steps", "20"], 20),
-        ("docs/guides/first-trainer.md", ["--epochs", "1"], 64),
+        pytest.param("docs/guides/first-trainer.md", ["--epochs", "1"], 64, marks=pytest.mark.slow),
     ],
 )
 def test_the_first_trainer_runs(

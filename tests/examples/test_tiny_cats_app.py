@@ -55,6 +55,7 @@ assert not any(name.startswith("modalkit") for name in sys.modules)
     assert re.search(r"step 4 loss \d\.\d+ val_acc \d\.\d+", log)
 
 
+@pytest.mark.slow
 def test_missing_pictures_are_said_at_once(plane: LocalPlane) -> None:
     """Path, what was looked for and the remedy; no trainer was started for it."""
     before = len(plane.containers(all=True))

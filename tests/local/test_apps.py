@@ -62,6 +62,7 @@ def test_an_app_is_looked_up_or_made(plane: LocalPlane, client: modal.Client) ->
     assert app_id(plane, "made") == made.app_id
 
 
+@pytest.mark.slow
 def test_versions_are_kept_and_can_be_called(
     plane: LocalPlane, client: modal.Client, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_the_call_graph_shows_who_called_whom(plane: LocalPlane, client: modal.C
     assert [info.function_name for info in below] == ["branch"]
 
 
+@pytest.mark.slow
 def test_logs_stats_and_containers_are_shown(
     plane: LocalPlane, client: modal.Client, tmp_path: Path
 ) -> None:
@@ -147,6 +149,7 @@ def test_logs_stats_and_containers_are_shown(
     (tmp_path / "go").touch()
     name = call.get()
     assert name == container["container_id"]
+    plane.wait_for_line("aside")  # output is read beside the result
 
     def logs(*options: str) -> str:
         return plane.modal("app", "logs", "slow", *options, capture=True).stdout
@@ -174,6 +177,7 @@ def test_logs_stats_and_containers_are_shown(
     assert "already stopped" in stopped.stdout + stopped.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_containers_input_runs_in_another(
     plane: LocalPlane, client: modal.Client, tmp_path: Path
 ) -> None:
@@ -187,6 +191,7 @@ def test_a_stopped_containers_input_runs_in_another(
     assert call.get() != first
 
 
+@pytest.mark.slow
 def test_a_detached_app_lives_until_its_calls_are_done(tmp_path: Path) -> None:
     go = tmp_path / "go"
     script = tmp_path / "left.py"

@@ -33,6 +33,7 @@ def await_line(plane: LocalPlane, text: str, count: int = 1) -> str:
     return found[-1]
 
 
+@pytest.mark.slow
 def test_map_without_order_yields_what_is_ready(function: Lookup) -> None:
     inputs = [(3.0, 1), (0.0, 2)]
     assert list(function("nap").starmap(inputs, order_outputs=False)) == [2, 1]
@@ -134,6 +135,7 @@ def test_a_cancelled_call_raises_there_and_here(function: Lookup, plane: LocalPl
     plane.wait_for(lambda found: next(c for c in found if c.id == container).state == "idle")
 
 
+@pytest.mark.slow
 def test_one_of_two_async_inputs_is_cancelled_alone(function: Lookup, plane: LocalPlane) -> None:
     naps = function("async_naps").with_options(max_containers=1)
     kept, dropped = naps.spawn("kept", 6.0), naps.spawn("dropped", 60.0)
@@ -145,6 +147,7 @@ def test_one_of_two_async_inputs_is_cancelled_alone(function: Lookup, plane: Loc
     assert lines(plane).count("ASYNC NAP kept") == 1
 
 
+@pytest.mark.slow
 def test_cancelling_one_of_two_threads_runs_the_other_again(
     function: Lookup, plane: LocalPlane
 ) -> None:

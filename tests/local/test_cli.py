@@ -43,6 +43,7 @@ def test_its_exit_code_is_modals(tmp_path: Path) -> None:
     assert "unlucky 1" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_state_keeps_volumes_between_runs(tmp_path: Path) -> None:
     target = f"{APPS / 'lifecycle.py'}::Worker.climb"
     for steps in ("3", "5"):
@@ -52,6 +53,7 @@ def test_state_keeps_volumes_between_runs(tmp_path: Path) -> None:
     assert "NOTE anna step 3" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "flags", "snapshots"),
     [
@@ -83,6 +85,7 @@ def test_snapshots_are_taken_when_they_are_asked_for(
     assert f"SNAP {snapshots} SAME {same}" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_strict_image_fails_where_modal_would(tmp_path: Path) -> None:
     app = tmp_path / "needy.py"
     app.write_text(
@@ -102,6 +105,7 @@ def test_strict_image_fails_where_modal_would(tmp_path: Path) -> None:
     assert '.uv_pip_install("scikit-image")' in strict.stdout + strict.stderr
 
 
+@pytest.mark.slow
 def test_a_ctrl_c_lets_containers_save_and_leaves_nothing(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("modalkit")), "local", "run", "--state", "kept"]
     target = f"{APPS / 'lifecycle.py'}::Worker.climb"

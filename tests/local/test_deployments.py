@@ -43,7 +43,7 @@ def warm():
 """
 
 
-@pytest.fixture(params=["inline", "fork"])
+@pytest.fixture(params=["fork", pytest.param("inline", marks=pytest.mark.slow)])
 def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -70,6 +70,7 @@ def test_a_redeploy_starts_new_code_and_lets_the_old_finish(tmp_path: Path, engi
         until(lambda: not any(c.is_alive and c.id in old for c in plane.containers()), "the old")
 
 
+@pytest.mark.slow
 def test_idle_containers_go_and_the_next_input_gets_a_new_one(tmp_path: Path, engine: str) -> None:
     with LocalPlane(engine=engine, strict_image=True, profile=PROFILE) as plane:
         deploy(plane, tmp_path, 1)
@@ -83,6 +84,7 @@ def test_idle_containers_go_and_the_next_input_gets_a_new_one(tmp_path: Path, en
         assert server.answer.remote()[1] != first
 
 
+@pytest.mark.slow
 def test_single_use_and_warm_containers(tmp_path: Path) -> None:
     with LocalPlane(engine="inline", strict_image=True) as plane:
         deploy(plane, tmp_path, 1)
@@ -96,6 +98,7 @@ def test_single_use_and_warm_containers(tmp_path: Path) -> None:
         assert task in [c.id for c in warm]
 
 
+@pytest.mark.slow
 def test_app_stop_ends_everything(tmp_path: Path, engine: str) -> None:
     with LocalPlane(engine=engine, strict_image=True, profile=PROFILE) as plane:
         deploy(plane, tmp_path, 1)

@@ -95,6 +95,7 @@ def test_an_ephemeral_one_has_no_name(client: modal.Client) -> None:
         assert first.object_id not in [d.object_id for d in modal.Dict.objects.list(client=client)]
 
 
+@pytest.mark.slow
 def test_the_dict_commands_of_modal_work(plane: LocalPlane, client: modal.Client) -> None:
     plane.modal("dict", "create", "shown", capture=True)
     shown = modal.Dict.from_name("shown", client=client)

@@ -50,6 +50,7 @@ def test_an_exit_hook_that_raises_fails_nobody(cls: Callable[[str], modal.Cls]) 
     assert [call.get(timeout=30) for call in calls] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_retry_after_a_timeout_waits_for_the_last_words(
     plane: LocalPlane, function: Lookup
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_preempted_attempt_is_run_again_after_it_saved(
     assert len(attempts) == 2
 
 
+@pytest.mark.slow
 def test_a_container_that_always_quits_fails_its_input_at_last(
     plane: LocalPlane, function: Lookup
 ) -> None:

@@ -92,6 +92,7 @@ def test_an_unknown_rpc_answers_its_feature_its_name_and_modals_version() -> Non
         assert f"RPC {name}, modal 1.6.4" in refusal.value.message
 
 
+@pytest.mark.slow
 def test_what_will_not_happen_is_said_and_the_rest_works(plane: LocalPlane, tmp_path: Path) -> None:
     path = tmp_path / "wishful.py"
     path.write_text(APP)

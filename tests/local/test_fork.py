@@ -154,7 +154,7 @@ def test_a_template_that_is_closed_before_it_connects_fails_who_waits(tmp_path):
             await template.wait_ready()
         assert not template.is_ready
         with pytest.raises(SnapshotGoneError, match="ta-1 cannot be restored"):
-            await template.fork("ta-1", {}, [], {}, stdout_fd=1, stderr_fd=2)
+            await template.fork("ta-1", {}, stdout_fd=1, stderr_fd=2)
 
     run(scenario())
 
@@ -193,7 +193,7 @@ def test_an_order_fails_by_what_became_of_the_template(tmp_path, said, error):
         process.connect(str(tmp_path / "s"))
         process.sendall(b'{"op": "ready"}\n')
         await template.wait_ready()
-        order = asyncio.create_task(template.fork("ta-1", {}, [], {}, stdout_fd=1, stderr_fd=2))
+        order = asyncio.create_task(template.fork("ta-1", {}, stdout_fd=1, stderr_fd=2))
         await asyncio.sleep(0)
         process.sendall(said)
         if not said:

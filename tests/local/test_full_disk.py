@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("full_disk.py")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_no_half_file(tmp_path: Path):
     mount = f'mount -t tmpfs -o size=24m tmpfs {tmp_path} && exec "$0" "$@"'
     done = subprocess.run(

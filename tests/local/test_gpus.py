@@ -12,7 +12,7 @@ from .conftest import APPS, lines
 APP = str(APPS / "gpus.py")
 
 
-@pytest.fixture(scope="module", params=["inline", "fork"])
+@pytest.fixture(scope="module", params=["fork", pytest.param("inline", marks=pytest.mark.slow)])
 def plane(request: pytest.FixtureRequest) -> Iterator[LocalPlane]:
     with LocalPlane(engine=request.param, gpus=[3, "GPU-ab", 7]) as running:
         running.deploy(APP)
@@ -75,6 +75,7 @@ def test_more_than_there_are_is_said_and_not_refused(plane: LocalPlane) -> None:
     assert len(container.gpus) == 3
 
 
+@pytest.mark.slow
 def test_containers_at_once_get_different_ones() -> None:
     with LocalPlane(engine="inline", gpus=[0, 1]) as plane:
         plane.deploy(APP)

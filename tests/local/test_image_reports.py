@@ -38,6 +38,7 @@ def call(plane: LocalPlane, name: str) -> None:
     modal.Function.from_name("image-reports", name, client=plane.client()).remote()
 
 
+@pytest.mark.slow
 def test_other_versions_and_what_is_missing_here_are_said_once(plane: LocalPlane) -> None:
     call(plane, "with_pins")
     call(plane, "with_pins_too")
@@ -70,6 +71,7 @@ def test_an_imports_block_is_for_its_own_image(plane: LocalPlane) -> None:
         assert [text.split("imports ")[1].split("'")[1] for text in warned] == missed
 
 
+@pytest.mark.slow
 def test_strict_an_imports_block_fails_for_its_own_image_only(files: Path) -> None:
     with LocalPlane(engine="inline", env={"FILES": str(files)}, strict_image=True) as plane:
         plane.deploy(APP)
@@ -93,6 +95,7 @@ def test_what_cannot_be_read_is_said_with_the_remedy(
     assert "provides=[...]" in said[0]
 
 
+@pytest.mark.slow
 def test_provides_declares_an_opaque_base(files: Path) -> None:
     with LocalPlane(
         engine="inline", env={"FILES": str(files)}, provides=["NumPy"], strict_image=True

@@ -104,6 +104,7 @@ def assert_nothing_runs_again(plane: LocalPlane, state: Path, call_id: str) -> N
     assert len(list((state / "files").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_stopped_app_stays_stopped_and_its_results_stay(
     planes: list[LocalPlane], tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_stopped_app_stays_stopped_and_its_results_stay(
     assert "stopped" in plane.modal("app", "list", "--json", capture=True).stdout
 
 
+@pytest.mark.slow
 def test_versions_stay_apart(planes: list[LocalPlane], tmp_path: Path) -> None:
     path = tmp_path / "numbered.py"
     text = "import modal\napp = modal.App('numbered')\n@app.function()\ndef f(): return {}\n"
@@ -142,6 +144,7 @@ def test_versions_stay_apart(planes: list[LocalPlane], tmp_path: Path) -> None:
     assert [version["version"] for version in json.loads(history)] == ["v2", "v1"]
 
 
+@pytest.mark.slow
 def test_results_are_dropped_after_seven_days(planes: list[LocalPlane], tmp_path: Path) -> None:
     plane = start(planes, tmp_path)
     plane.deploy(str(APPS / "kept.py"))
@@ -161,6 +164,7 @@ def test_results_are_dropped_after_seven_days(planes: list[LocalPlane], tmp_path
     assert result(plane, calls[1].object_id)
 
 
+@pytest.mark.slow
 def test_an_app_that_was_not_deployed_ends_with_its_plane(
     planes: list[LocalPlane], tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_client_that_is_killed_takes_its_app_with_it(app_file: Path) -> None:
         assert not is_running(container_pids(plane)[0])
 
 
+@pytest.mark.slow
 def test_a_detached_app_outlives_its_client(tmp_path: Path) -> None:
     told = tmp_path / "told"
     target = [f"{APPS / 'functions.py'}::talk_until", "--path", str(told)]

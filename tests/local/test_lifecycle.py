@@ -13,7 +13,7 @@ from tests.support.profiles import PROFILE
 from .conftest import APPS, lines
 
 
-@pytest.fixture(scope="module", params=["inline", "fork"])
+@pytest.fixture(scope="module", params=["fork", pytest.param("inline", marks=pytest.mark.slow)])
 def plane(request: pytest.FixtureRequest) -> Iterator[LocalPlane]:
     with LocalPlane(engine=request.param, strict_image=True, profile=PROFILE) as running:
         running.deploy(str(APPS / "lifecycle.py"))
@@ -115,6 +115,7 @@ def test_a_killed_input_goes_on_from_what_was_committed(
         plane.kill(victim.id)
 
 
+@pytest.mark.slow
 def test_who_swallows_the_interrupt_is_killed_after_the_grace(
     plane: LocalPlane, worker: modal.Cls
 ) -> None:

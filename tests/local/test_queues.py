@@ -89,6 +89,7 @@ def test_partitions_are_apart(numbers: modal.Queue) -> None:
     assert numbers.len(total=True) == 0
 
 
+@pytest.mark.slow
 def test_a_blocked_getter_gets_what_comes(numbers: modal.Queue) -> None:
     threading.Timer(0.5, numbers.put, ["late"]).start()
     assert numbers.get(timeout=60) == "late"
@@ -141,6 +142,7 @@ def test_names_and_ids(client: modal.Client) -> None:
         assert two.get(block=False) is None
 
 
+@pytest.mark.slow
 def test_the_queue_commands_of_modal_work(plane: LocalPlane, client: modal.Client) -> None:
     plane.modal("queue", "create", "shown", capture=True)
     shown = modal.Queue.from_name("shown", client=client)

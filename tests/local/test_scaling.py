@@ -21,7 +21,7 @@ def function(plane: LocalPlane, client: modal.Client) -> Lookup:
 
 
 def of(found: list[ContainerInfo], name: str, *, alive: bool = True) -> list[ContainerInfo]:
-    return [c for c in found if name in c.function and (c.is_alive or not alive)]
+    return [c for c in found if c.function in (name, f"{name}.*") and (c.is_alive or not alive)]
 
 
 def test_min_containers_are_there_before_any_call_and_after_a_death(
@@ -37,6 +37,7 @@ def test_min_containers_are_there_before_any_call_and_after_a_death(
     )
 
 
+@pytest.mark.slow
 def test_a_buffer_is_kept_while_there_is_work_and_no_longer(
     function: Lookup, plane: LocalPlane
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_single_use_container_takes_one_input(function: Lookup) -> None:
     assert len({call.get(timeout=60) for call in calls}) == 3
 
 
+@pytest.mark.slow
 def test_beyond_its_target_a_container_goes_only_when_no_other_may_be_launched(
     function: Lookup, plane: LocalPlane
 ) -> None:
@@ -90,6 +92,7 @@ def test_beyond_its_target_a_container_goes_only_when_no_other_may_be_launched(
     assert len({call.get(timeout=30) for call in calls}) == 1
 
 
+@pytest.mark.slow
 def test_a_batch_waits_for_what_comes_within_its_time(function: Lookup) -> None:
     batch = function("batch")
     batch.remote(0)  # the container is there, and waits

@@ -118,6 +118,7 @@ def test_settings_lead_to_the_plane_and_can_be_taken_back(shell: Shell) -> None:
     assert not [name for name in shell.env if name.startswith(("MODAL_", "MODALKIT_"))]
 
 
+@pytest.mark.slow
 def test_modals_commands_for_apps_logs_and_volumes(up: Shell) -> None:
     ran = up("modal", "run", str(APPS / "functions.py"), "--n", "11", "--greeting", "hey")
     assert "answer 121 hey" in ran.stdout
@@ -143,6 +144,7 @@ def test_modals_commands_for_apps_logs_and_volumes(up: Shell) -> None:
     assert "already stopped" in again.stderr
 
 
+@pytest.mark.slow
 def test_containers_are_shown_stopped_preempted_and_killed(up: Shell) -> None:
     plane = LocalPlane.attach(up.state)
     modal.Function.from_name("kept", "wait", client=plane.client()).spawn("x")

@@ -114,6 +114,7 @@ def test_what_becomes_of_an_interrupt_that_nobody_sent(
             assert call.get(timeout=90) == result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reading", "ends"), [("requeued", 0), ("retried", 0), ("final", 1)])
 def test_what_becomes_of_an_output_sent_while_preempted(reading: str, ends: int) -> None:
     with unknowns(f"preempted_output={reading}") as (plane, function):
@@ -126,6 +127,7 @@ def test_what_becomes_of_an_output_sent_while_preempted(reading: str, ends: int)
             assert call.get(timeout=60) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reading", "overlap"), [("never", False), ("briefly", True)])
 def test_whether_two_attempts_overlap(reading: str, *, overlap: bool) -> None:
     with unknowns(f"same_input_twice={reading}") as (plane, function):
@@ -135,6 +137,7 @@ def test_whether_two_attempts_overlap(reading: str, *, overlap: bool) -> None:
         assert (second_started < first_ended) == overlap
 
 
+@pytest.mark.slow
 def test_retries_that_the_client_waits_for() -> None:
     with unknowns("retry_delay=client") as (_, function):
         first, second, third = function("fails_twice").remote("waited-for")
@@ -158,6 +161,7 @@ def test_a_client_that_retries_is_told_when_an_input_was_lost_too_often() -> Non
         assert len([c for c in plane.containers(all=True) if c.function == "kills_itself"]) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fork", "inline"])
 def test_a_restore_that_fails_falls_back_to_a_cold_start(engine: str) -> None:
     with LocalPlane(profile="lenient,restore=fails_once", engine=engine) as plane:

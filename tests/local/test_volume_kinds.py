@@ -108,6 +108,7 @@ def test_containers_share_the_files_of_a_large_volume_and_see_it_as_any_other(
     assert 0 < len(private) < 20  # of 1,100: what was changed, in two containers
 
 
+@pytest.mark.slow
 def test_no_trace_is_left_of_a_large_volume_s_views(tmp_path: Path) -> None:
     """Overlayfs makes a directory that its own maker cannot read."""
     with LocalPlane(tmp_path / "s", engine="inline") as plane:

@@ -467,6 +467,7 @@ TestTwoViews = TwoViews.TestCase
 TestTwoViews.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 
 
+@pytest.mark.slow
 def test_two_views_that_are_overlays(overlays):
     if overlays is not None:
         pytest.skip(f"no overlays here: {overlays}")

@@ -220,6 +220,7 @@ def test_a_volume_that_is_made_anew_is_not_the_one_that_the_app_mounts(
         late.read.remote("x")
 
 
+@pytest.mark.slow
 def test_all_volume_commands_of_modal_work(plane: LocalPlane, tmp_path: Path) -> None:
     """All but `dashboard`, which opens a page of Modal's."""
 

@@ -16,7 +16,8 @@ def files() -> dict[str, str]:
     return {name: code for code, name in blocks}
 
 
-@pytest.mark.parametrize("profile", ["lenient", pytest.param("strict", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["lenient", "strict"])
 def test_each_test_of_the_guide_passes(tmp_path: Path, profile: str):
     found = files()
     for name, code in found.items():
