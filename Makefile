@@ -8,11 +8,12 @@ TORCH_PIP_ARGS ?=
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-.PHONY: help demo test check format bench kills soak-plane profiles reference clean
+.PHONY: help demo test test-all check format bench kills soak-plane profiles reference clean
 
 help:
 	@echo "make demo    train the example on the local plane, through a preemption and a kill"
 	@echo "make test    the checks, then the tests"
+	@echo "make test-all   the slow tests as well, each container with an interpreter of its own (20 min)"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make format  ruff's fixes and format"
 	@echo "make bench   the measurements of docs/performance.md"
@@ -26,6 +27,10 @@ demo: .venv/.examples
 
 test: check
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-all: check
+	MODALKIT_LOCAL_QUICK_STARTS=0 .venv/bin/python -m pytest -n 2 --dist loadfile \
+	  --no-loadscope-reorder -m "not gpu" $(PYTEST_ARGS)
 
 check: .venv/.dev
 	.venv/bin/ruff check .

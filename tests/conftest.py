@@ -5,7 +5,8 @@ import os
 import pytest
 from hypothesis import settings
 
-# A minute of every five goes into interpreters that import modal; `make slow` starts real ones.
+# Most of a short test's time goes into interpreters that import modal. `make test-all` starts an
+# interpreter for every container.
 os.environ.setdefault("MODALKIT_LOCAL_QUICK_STARTS", "1")
 settings.register_profile("suite", deadline=None)  # times on busy machines say nothing
 settings.load_profile("suite")

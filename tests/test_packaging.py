@@ -93,6 +93,7 @@ def test_the_command_is_installed(python: Path) -> None:
     assert "modalkit" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_pytest_plugin_is_found_where_there_is_pytest(wheel: Path, tmp_path: Path) -> None:
     """With nothing but the wheel and pytest, a test gets a plane by asking for it."""
     python = installed(wheel, tmp_path / "venv", "pytest")

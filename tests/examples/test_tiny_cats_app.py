@@ -40,6 +40,7 @@ def run_directory(plane: LocalPlane, pets_url: str) -> Path:
     return plane.volume("tiny-cats-outputs").committed() / "runs" / "pets"
 
 
+@pytest.mark.slow
 def test_an_image_folder_is_trained_on(run_directory: Path) -> None:
     """`prepare_data` fills the Volume; weights load without modalkit; the log is in the run."""
     code = """

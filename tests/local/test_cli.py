@@ -30,6 +30,7 @@ def test_it_runs_an_app_from_any_directory_without_an_activated_venv(tmp_path: P
     assert "answer 121 hey" in done.stdout
 
 
+@pytest.mark.slow
 def test_python_in_a_container_is_the_containers_interpreter(tmp_path: Path) -> None:
     done = modalkit("local", "run", f"{APPS / 'functions.py'}::interpreter", cwd=tmp_path)
     [line] = [line for line in done.stdout.splitlines() if line.startswith("PYTHON ")]
@@ -142,6 +143,7 @@ def test_help_teaches(tmp_path: Path) -> None:
         assert "Examples:" in (command.help or ""), name
 
 
+@pytest.mark.slow
 def test_an_app_that_does_not_exist_is_modals_own_error(tmp_path: Path) -> None:
     done = modalkit("local", "run", "nowhere.py", cwd=tmp_path)
     assert done.returncode != 0

@@ -36,7 +36,7 @@ def test_a_map_with_retries(tmp_path: Path) -> None:
     assert written.read_text().startswith("3.")
 
 
-@pytest.mark.parametrize("profile", ["lenient", "strict"])
+@pytest.mark.parametrize("profile", ["lenient", pytest.param("strict", marks=pytest.mark.slow)])
 def test_a_class_with_a_volume_that_is_preempted(profile: str) -> None:
     with LocalPlane(profile=profile, strict_image=True) as plane:
         done: list[subprocess.CompletedProcess[str]] = []

@@ -123,6 +123,7 @@ def test_a_snapshot_maker_that_is_killed_is_followed_by_another(
         assert by_id[answered].kind == "restored"
 
 
+@pytest.mark.slow
 def test_app_stop_fails_what_waits_for_its_retry() -> None:
     with LocalPlane(engine="inline") as plane:
         plane.deploy(str(APPS / "endings.py"))

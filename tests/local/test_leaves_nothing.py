@@ -227,6 +227,7 @@ def test_a_plane_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
         assert plane.containers() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("excess", [0, 1])
 def test_a_tmpdir_too_long_for_sockets_is_not_used(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, excess: int
@@ -321,6 +322,7 @@ def test_two_planes_do_not_share_a_state_directory(tmp_path: Path) -> None:
         assert later.containers() == []
 
 
+@pytest.mark.slow
 def test_a_machine_that_forbids_private_mounts_says_so_with_the_remedy(tmp_path: Path) -> None:
     target = f"{APPS / 'volumes.py'}::write_read_only"
     who = [str(os.getuid()), str(os.getgid())]

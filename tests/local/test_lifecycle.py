@@ -129,6 +129,7 @@ def test_who_swallows_the_interrupt_is_killed_after_the_grace(
     assert "NOTE swallowed an interrupt" in notes(plane, victim.id)
 
 
+@pytest.mark.slow
 def test_the_grace_of_the_plane_is_the_default() -> None:
     with LocalPlane(engine="inline", snapshots=False, grace_s=0.5) as short:
         short.deploy(str(APPS / "lifecycle.py"))

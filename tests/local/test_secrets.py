@@ -47,6 +47,7 @@ def modalkit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(command), *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_values_reach_containers_from_every_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,7 @@ def test_a_retry_delay_of_a_minute_passes_at_once(plane: LocalPlane, function: L
     assert call.get(timeout=40) == "the second time"
 
 
+@pytest.mark.slow
 def test_a_result_is_given_up_after_seven_days(plane: LocalPlane, function: Lookup):
     call = function("brief").spawn()
     call.get(timeout=60)

@@ -130,6 +130,7 @@ def test_augmentation_depends_on_the_step_alone():
     assert same(fetch(3, 6, num_workers=2, prefetch_factor=4), whole[3:])
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned_and_kept_draw_the_same():
     options = {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}
     loader = DataLoader(Noise(), batch_sampler=make(), **options)

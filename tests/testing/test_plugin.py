@@ -94,6 +94,7 @@ def test_a_failure_shows_what_the_plane_was_doing(pytester: pytest.Pytester, run
     assert result.stdout.str().count("- local plane 'plane' -") == 1
 
 
+@pytest.mark.slow
 def test_a_plane_that_has_died_does_not_hide_the_failure(pytester: pytest.Pytester, run: Run):
     pytester.makepyfile(
         """
@@ -134,6 +135,7 @@ def test_a_fixture_of_that_name_goes_first(pytester: pytest.Pytester, run: Run):
     run("-p", "no:anyio", "-p", "no:hypothesispytest").assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_tests_can_share_a_plane(pytester: pytest.Pytester, run: Run):
     pytester.makeini("[pytest]\nmodalkit_plane_scope = module\n")
     pytester.makepyfile(
