@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from modalkit.local import LocalPlane
+from tests.support.profiles import PROFILE
 
 from .support.venvs import closure_venv
 
@@ -46,7 +47,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plane(python: Path) -> Iterator[LocalPlane]:
-    with LocalPlane(engine="fork", snapshots=True, strict_image=True, python=python) as running:
+    with LocalPlane(
+        engine="fork", snapshots=True, strict_image=True, python=python, profile=PROFILE
+    ) as running:
         yield running
 
 

@@ -6,6 +6,7 @@ import modal
 import pytest
 
 from modalkit.local import LocalPlane
+from tests.support.profiles import PROFILE
 
 from .conftest import APPS, lines
 
@@ -14,7 +15,7 @@ APP = str(APPS / "gpus.py")
 
 @pytest.fixture(scope="module", params=["fork", pytest.param("inline", marks=pytest.mark.slow)])
 def plane(request: pytest.FixtureRequest) -> Iterator[LocalPlane]:
-    with LocalPlane(engine=request.param, gpus=[3, "GPU-ab", 7]) as running:
+    with LocalPlane(engine=request.param, gpus=[3, "GPU-ab", 7], profile=PROFILE) as running:
         running.deploy(APP)
         yield running
 

@@ -10,6 +10,7 @@ import modal
 import pytest
 
 from modalkit.local import LocalPlane
+from tests.support.profiles import PROFILE
 
 from .conftest import APPS, lines
 
@@ -28,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plane(data: Path) -> Iterator[LocalPlane]:
-    with LocalPlane(engine="fork", env={"DATA": str(data)}) as running:
+    with LocalPlane(engine="fork", env={"DATA": str(data)}, profile=PROFILE) as running:
         running.deploy(APP)
         yield running
 

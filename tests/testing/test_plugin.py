@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.profiles import under
+
 pytest_plugins = ["pytester"]
 
 Run = Callable[..., pytest.RunResult]
@@ -84,7 +86,7 @@ def test_a_failure_shows_what_the_plane_was_doing(pytester: pytest.Pytester, run
     result.stdout.fnmatch_lines(
         [
             "*- local plane 'plane' -*",
-            "profile: lenient",
+            f"profile: {under()}",
             "containers (1 in all):",
             "ta-* walks/walk (cold): *",
             "last lines:",
