@@ -1,5 +1,5 @@
 """
-Run what of modalkit's own suite uses a plane, and the kill campaign under every reading of the unknowns of Modal.
+Run modalkit's tests on planes, and the kill campaign, under every reading of Modal's unknowns.
 
     python -m tests.campaigns.profiles [--seeds 10] [--kills 30] [--seed N]
 
