@@ -126,8 +126,8 @@ def test_what_a_kill_would_lose_is_named(plane: LocalPlane, app: modal.Client) -
     someone.commit.remote()
     someone.write.remote("loses-changed", "2")
     someone.write.remote("loses-added", "1")
-    assert ["loses-added", "loses-changed"] in plane.volume("shared").uncommitted().values()
-    owner = next(i for i, paths in plane.volume("shared").uncommitted().items() if paths)
+    lost = ["loses-added", "loses-changed"]
+    [owner] = [i for i, paths in plane.volume("shared").uncommitted().items() if paths == lost]
     plane.kill(owner)
     plane.wait_for(lambda found: not any(c.is_alive for c in found if c.id == owner))
     assert owner not in plane.volume("shared").uncommitted()
