@@ -11,6 +11,7 @@ import click
 
 from modalkit.errors import MissingDependencyError, UsageError
 from modalkit.local.object_store import ObjectStore, Stored, object_directory
+from modalkit.local.plane_process import default_state
 
 
 @click.group()
@@ -25,9 +26,11 @@ def secret() -> None:
 def _state_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--state",
+        metavar="DIR",
         type=click.Path(file_okay=False, path_type=Path),
-        required=True,
-        help="The state directory, as given to `modalkit local run --state`.",
+        default=default_state,
+        help="The state directory, as given to `modalkit local run` or `up`.  "
+        "[default: the one of `modalkit local up`]",
     )(command)
 
 

@@ -34,6 +34,7 @@ SHARED_FILES = (
     "copying them. Unlike on Modal, renaming a directory that was committed before a container "
     "started fails there (EXDEV)"
 )
+COPIED = "modalkit: the Volume {!r} is large and is copied for each container: {}"
 INHERITED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TERM|LD_.*|CUDA_.*|NVIDIA_.*|OMP_.*"
     r"|MKL_.*|SSL_.*|[a-zA-Z]+_(proxy|PROXY)"
@@ -136,6 +137,8 @@ class ContainerFiles:
         if self._overlay_problem is None:
             self._overlay_problem = overlay_problem(self.plane.views) or ""
         if hidden or self._overlay_problem:
+            reason = self._overlay_problem or "a mount hides the place of its overlay"
+            self.plane.say_once(container, COPIED.format(volume.name or volume.id, reason))
             return "copy"
         self.plane.say_once(container, SHARED_FILES.format(volume.name or volume.id))
         return "overlay"

@@ -208,6 +208,19 @@ def test_a_frozen_container_can_be_killed(plane: LocalPlane, function: Lookup):
         plane.faults.freeze(line.container)
 
 
+@pytest.mark.slow
+def test_a_container_without_a_heartbeat_is_taken_for_dead_and_its_input_runs_again():
+    with LocalPlane(engine="inline", snapshots=False, heartbeat_timeout_s=20) as plane:
+        plane.deploy(str(APPS / "shaken.py"))
+        walk = modal.Function.from_name("shaken", "walk", client=plane.client())
+        call = walk.spawn("ida", 40, 0.1)
+        line = plane.wait_for_line("ida STEP 2")
+        plane.faults.freeze(line.container)
+        assert call.get(timeout=90) != line.container
+        said = plane.wait_for_line("sent no heartbeat").text
+        assert line.container in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

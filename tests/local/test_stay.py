@@ -118,6 +118,14 @@ def test_settings_lead_to_the_plane_and_can_be_taken_back(shell: Shell) -> None:
     assert not [name for name in shell.env if name.startswith(("MODAL_", "MODALKIT_"))]
 
 
+def test_secrets_may_be_set_before_the_plane_is_up(shell: Shell) -> None:
+    shell.local("secret", "set", "token", "A=hidden")
+    assert shell.local("secret", "list").stdout == "token: A\n"
+    shell.local("up", "--engine", "inline")
+    shell.eval_env()
+    assert "token" in shell("modal", "secret", "list", "--json").stdout
+
+
 @pytest.mark.slow
 def test_modals_commands_for_apps_logs_and_volumes(up: Shell) -> None:
     ran = up("modal", "run", str(APPS / "functions.py"), "--n", "11", "--greeting", "hey")
