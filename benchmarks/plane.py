@@ -39,14 +39,18 @@ CODE = "import time, modal{}; print(time.time())"
 
 def measure(*, quick: bool) -> list[Metric]:
     """Measure the figures that modalkit promises about its plane."""
-    with LocalPlane(engine="fork") as plane:
-        plane.deploy(str(APP))
+    with (
+        LocalPlane(engine="fork", quick_starts=False) as plane,
+        LocalPlane(engine="inline", quick_starts=True) as quick_plane,
+    ):
+        for one in (plane, quick_plane):
+            one.deploy(str(APP))
         bench = Bench(plane)
         return [
             bench.remote(rounds=100 if quick else 400),
             *bench.idle(),
             *bench.maps(quick=quick),
-            *bench.starts(rounds=3 if quick else 9),
+            *bench.starts(Bench(quick_plane), rounds=3 if quick else 9),
         ]
 
 
@@ -105,8 +109,8 @@ class Bench:
         ratio = map_s(function, 10_000) / per_input_s
         return [rate, Metric(id="map_10000_over_1000_ratio", value=ratio, floor=1.3, stretch=1.1)]
 
-    def starts(self, rounds: int) -> list[Metric]:
-        """Compare cold starts with bare imports, and restored starts with cold ones."""
+    def starts(self, quick: Bench, rounds: int) -> list[Metric]:
+        """Compare cold starts with bare imports, *quick* ones too, and restored with cold ones."""
         function = self._function("start")
         cold = modal.Cls.from_name("bench", "ColdTorch", client=self._client)()
         restored = modal.Cls.from_name("bench", "RestoredTorch", client=self._client)()
@@ -115,6 +119,7 @@ class Bench:
             {
                 "modal": import_s(""),
                 "plain": self._start_s(function),
+                "quick": quick._start_s(quick._function("start")),
                 "torch": import_s(", torch"),
                 "cold": self._start_s(cold.start),
                 "restored": self._start_s(restored.start),
@@ -130,6 +135,9 @@ class Bench:
         return [
             Metric(
                 id="cold_over_import_ratio", value=ratio("plain", "modal"), floor=1.3, stretch=1.2
+            ),
+            Metric(
+                id="quick_over_import_ratio", value=ratio("quick", "modal"), floor=0.3, stretch=0.15
             ),
             Metric(
                 id="cold_torch_over_import_ratio",
