@@ -207,6 +207,9 @@ def _torch() -> Any:
 
 
 def _numpy() -> Any:
+    # What torch has loaded need not be in the image by a line of its own: no import statement then.
+    if (loaded := sys.modules.get("numpy")) is not None:
+        return loaded
     try:
         import numpy as np
     except ImportError as error:
