@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 
-from modalkit.errors import PlaneStartError
-from modalkit.local.plane import images_of
+from modalkit.local import LocalPlane
 from modalkit.local.reports import ImageInfo
-
-PLANE = "MODALKIT_LOCAL_PLANE"
 
 
 @click.command(short_help="Show what the images of the apps would hold.")
+@click.option(
+    "--state",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The state directory of the plane.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def images(*, as_json: bool) -> None:
+def images(*, state: Path | None, as_json: bool) -> None:
     r"""
     Show what was recorded of the images of a plane's apps, and what this machine has instead.
 
@@ -29,13 +31,10 @@ def images(*, as_json: bool) -> None:
 
     \b
     Examples:
-      eval "$(modalkit local env)" && modalkit local images
-      modalkit local images --json
+      modalkit local images
+      modalkit local images --json --state ./plane
     """
-    directory = os.environ.get(PLANE)
-    if not directory:
-        raise PlaneStartError(f'{PLANE} names no plane; run eval "$(modalkit local env)"')
-    found = images_of(Path(directory))
+    found = LocalPlane.attach(state).images()
     if as_json:
         print(json.dumps([attrs.asdict(image) for image in found], indent=2))
         return

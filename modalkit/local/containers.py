@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from modal_proto import api_pb2
 
 from modalkit.errors import ForkRefusedError, LocalPlaneError, SnapshotGoneError
-from modalkit.local.boot import LEFT
+from modalkit.local.boot import LEFT, NAMESPACE
 from modalkit.local.container_files import ContainerFiles, inherited
 from modalkit.local.fork_template import ForkTemplate
 from modalkit.local.image_reports import ImageReports
@@ -246,7 +246,7 @@ class Launcher:
     async def _last_output(self, container: Container, pumps: list[asyncio.Task[None]]) -> None:
         """End what outlived the main process, which may hold the pipes, and read what is left."""
         kill_group(container)
-        await asyncio.to_thread(kill_stragglers, container.id)
+        await asyncio.to_thread(kill_stragglers, container)
         await asyncio.wait(pumps, timeout=5)
 
     async def _watch_start(self, container: Container) -> None:
@@ -343,12 +343,20 @@ def kill_group(container: Container) -> None:
             os.killpg(container.pid, signal.SIGKILL)
 
 
-def kill_stragglers(container_id: str) -> None:
-    """SIGKILL what left the process group of a dead container: its environment still names it."""
-    mark = f"MODAL_TASK_ID={container_id}".encode()
+def kill_stragglers(container: Container) -> None:
+    """
+    SIGKILL what left the process group of a dead container, whoever its parent is by now.
+
+    It is still in the container's mount namespace; without private mounts, on a machine that
+    forbids them, only an environment that names the container tells it.
+    """
+    mark, namespace = f"MODAL_TASK_ID={container.id}".encode(), None
+    with contextlib.suppress(FileNotFoundError):
+        namespace = (container.directory / NAMESPACE).read_text()
     for pid in descendants(os.getppid()):  # the warden inherits every orphan
         with contextlib.suppress(OSError):
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            names_it = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if names_it or os.readlink(f"/proc/{pid}/ns/mnt") == namespace:
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -20,6 +20,7 @@ import importlib.metadata
 import json
 import opcode
 import re
+import site
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,11 +74,11 @@ class Guard:
         self._strict = strict
         self._roots = _directories(roots)
         # An interpreter may lie below a root: of /root, say.
-        self._foreign = _directories([sys.prefix, sys.base_prefix])
+        self._foreign = _directories([sys.prefix, sys.base_prefix, site.getusersitepackages()])
         self._python = python
         self._own_files: dict[str, bool] = {}
         self._faults: dict[str, str | None] = {}
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
 
     def wrap_statement(self, original: Callable[..., types.ModuleType]) -> Callable[..., Any]:
         """Wrap what import statements call."""
@@ -94,7 +95,8 @@ class Guard:
             if level == 0 and globals is not None and self._is_own(globals.get("__file__")):
                 caller = sys._getframe(1)  # noqa: SLF001 - as inspect does, but quick
                 if _is_statement(caller):
-                    self._check(name, caller)
+                    for judged in _judged(name, fromlist or ()):
+                        self._check(judged, caller)
             return module
 
         return guarded
@@ -106,7 +108,8 @@ class Guard:
             module = original(name, package)
             caller = sys._getframe(1)  # noqa: SLF001
             if not name.startswith(".") and self._is_own(caller.f_globals.get("__file__")):
-                self._check(name, caller)
+                for judged in _judged(name):
+                    self._check(judged, caller)
             return module
 
         return guarded
@@ -123,54 +126,95 @@ class Guard:
         return known
 
     def _check(self, name: str, caller: types.FrameType) -> None:
-        top = name.partition(".")[0]
-        if top not in self._faults:
-            self._faults[top] = None  # what follows may import, too
-            self._faults[top] = self._fault(top)
-        if (fault := self._faults[top]) is None:
+        if name not in self._faults:
+            self._faults[name] = None  # what follows may import, too
+            self._faults[name] = self._fault(name)
+        if (fault := self._faults[name]) is None:
             return
         if self._strict:
-            raise ModuleNotFoundError(f"No module named {top!r} in the image: {fault}", name=top)
-        if top in self._told or (block := _block(caller)) == HANDLED:
+            raise ModuleNotFoundError(f"No module named {name!r} in the image: {fault}", name=name)
+        told = (name.partition(".")[0], fault)
+        if told in self._told or (block := _block(caller)) == HANDLED:
             return
-        if block != IMPORTS or not self._has(top, self._elsewhere):
-            self._told.add(top)
+        if block != IMPORTS or not self._has(name, self._elsewhere):
+            self._told.add(told)
             where = f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"
-            print(f"modalkit: {where} imports {top!r}: {fault}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"modalkit: {where} imports {name!r}: {fault}", file=sys.stderr, flush=True)  # noqa: T201
 
-    def _fault(self, top: str) -> str | None:
+    def _fault(self, name: str) -> str | None:
         """Say what the image lacks and the line that adds it; None where all is well."""
+        top = name.partition(".")[0]
         if top in sys.stdlib_module_names or self._is_mounted(top):
             return None
         # What every app imports comes first: reading all metadata costs a third of a second.
-        if _canonical(top) in self._client or self._has(top, self._packages):
+        if _canonical(name) in self._client or self._has(name, self._packages):
             return None
-        owners = importlib.metadata.packages_distributions().get(top, [])
-        if self._client & {_canonical(name) for name in [top, *owners]}:
+        owners = _owners(name)
+        if self._client & set(map(_canonical, owners)):
             return None
         if owners and not _is_editable(owners[0]):
             line = f'.uv_pip_install("{owners[0]}")'
             return f"the image does not install {owners[0]!r}; add {line} to it"
+        # An editable install may be found before the image's copy of it.
+        if any(_holds_module(Path(root), top) for root in self._roots):
+            return None
         line = f'.add_local_python_source("{top}")'
         return f"it is local code that the image does not hold; add {line} to it"
 
-    def _has(self, top: str, packages: Iterable[str]) -> bool:
-        """Tell whether a top-level module comes with some packages."""
+    def _has(self, name: str, packages: Iterable[str]) -> bool:
+        """Tell whether a module comes with some packages."""
         named = {_canonical(package.partition("[")[0]) for package in packages}
-        if _canonical(top) in named:
+        if _canonical(name) in named:
             return True  # most are called like their distribution
-        if _canonical(top) in _with_requirements(packages, self._python):
+        if _canonical(name) in _with_requirements(packages, self._python):
             return True
         owned = importlib.metadata.packages_distributions()
-        of_modules = [owner for name in named for owner in owned.get(name, [])]
+        of_modules = [owner for module in named for owner in owned.get(module, [])]
         permitted = _with_requirements([*packages, *of_modules], self._python)
-        return bool(permitted & {_canonical(name) for name in [top, *owned.get(top, [])]})
+        return bool(permitted & {_canonical(owner) for owner in [name, *_owners(name)]})
 
     def _is_mounted(self, top: str) -> bool:
         module = sys.modules.get(top)
         places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
         # Neither file nor path: made at run time, or built in.
         return any(self._is_own(f"{p}/") for p in places if p) or not any(places)
+
+
+def _judged(name: str, fromlist: Sequence[str] = ()) -> list[str]:
+    """
+    Name the modules that an import statement is judged by.
+
+    That is the top one, or the first below a namespace, such as `google`, which many share.
+    """
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        if not _is_namespace(module := ".".join(parts[:count])):
+            return [module]
+    below = [f"{name}.{part}" for part in fromlist if f"{name}.{part}" in sys.modules]
+    return below or parts[:1]
+
+
+def _is_namespace(name: str) -> bool:
+    module = sys.modules.get(name)
+    return hasattr(module, "__path__") and getattr(module, "__file__", None) is None
+
+
+def _owners(name: str) -> list[str]:
+    """Return the distributions that a module is of; below a namespace, those with its files."""
+    top, _, below = name.partition(".")
+    owners = importlib.metadata.packages_distributions().get(top, [])
+    if not below:
+        return owners
+    start = re.compile(rf"{re.escape(name.replace('.', '/'))}[/.]")
+    holding = [
+        o for o in owners if any(start.match(str(f)) for f in importlib.metadata.files(o) or ())
+    ]
+    return holding or owners
+
+
+def _holds_module(directory: Path, top: str) -> bool:
+    found = directory if directory.name == top else directory / top
+    return (directory / f"{top}.py").is_file() or any(found.glob("*.py"))
 
 
 def _canonical(name: str) -> str:

@@ -13,16 +13,14 @@ import posixpath
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 import attrs
 
-from modalkit.local.image_packages import (
-    Packages,
-    Unreadable,
-    installed_by,
-)
+from modalkit.local.image_packages import installed_by
+from modalkit.local.image_requirements import Directory, Packages, Unreadable
 
 # A base that brings no Python package of its own; any other may bring what an app imports.
 BARE_BASES: Final = frozenset(
@@ -164,17 +162,17 @@ class _Reader:
     ) -> None:
         self._layer = layer
         self._stages = stages
-        self._stage: str | None = None
-        """Of the stage that the lines belong to; None before the first one."""
+        self._stage: tuple[str, ...] = ()
+        """What the stage that the lines belong to is called; nothing before the first one."""
+        self._count = 0
         self._global_args: dict[str, str] = {}
         self._read = read
 
     def follow(self, facts: ImageFacts, word: str, rest: str, line: str) -> ImageFacts:
         facts = self._follow(facts, word, rest, line)
-        if self._stage is None:
+        if not self._stage:
             self._global_args = facts.args
-        else:
-            self._stages[self._stage] = facts
+        self._stages.update(dict.fromkeys(self._stage, facts))
         return facts
 
     def _follow(self, facts: ImageFacts, word: str, rest: str, line: str) -> ImageFacts:
@@ -202,9 +200,11 @@ class _Reader:
     def _from(self, rest: str, line: str) -> ImageFacts:
         words = [word for word in rest.split() if not word.startswith("--")]
         image = _expand(words[0], ImageFacts(args=self._global_args)) or words[0]
-        self._stage = words[2] if len(words) > 2 else ""  # noqa: PLR2004 - FROM image AS name
-        if image in self._stages:
-            return self._stages[image]
+        # By its place, and by its name if it has one: FROM image AS name.
+        self._stage = (str(self._count), *(name.lower() for name in words[2:3]))
+        self._count += 1
+        if (stage := self._stages.get(image.lower())) is not None:
+            return stage
         name, tag = _repository(image)
         series = re.match(r"\d+\.\d+", tag) if name == "python" else None
         return ImageFacts(
@@ -230,11 +230,11 @@ class _Reader:
     def _copy_from(
         self, facts: ImageFacts, stage: str, sources: list[str], target: str, line: str
     ) -> ImageFacts:
-        if stage not in self._stages:
-            is_uv = all(_name(source) in {"uv", "uvx"} for source in sources)
-            return facts if is_uv else facts.without_effect(line)
+        if (other := self._stages.get(stage.lower())) is None:
+            if all(_name(source) in {"uv", "uvx"} for source in sources):
+                return facts
+            return facts.without_effect(line, may_install=_repository(stage)[0] not in BARE_BASES)
         # What was installed there may be below what is copied: a virtual environment, say.
-        other = self._stages[stage]
         facts = attrs.evolve(
             facts,
             packages={**other.packages, **facts.packages},
@@ -250,20 +250,16 @@ class _Reader:
         first, _, text = script.partition("\n")
         if text:  # a here-document: it is the script, or it is written to a file
             script = text if first.startswith("<<") else HEREDOC.sub("", first)
-        directory = facts.workdir or "/"
+        python = facts.python or _conda_python(script)
+        here = Directory(facts.workdir or "/", partial(self._text, facts), python)
         packages: Packages = {}
         understood, complete = True, True
-
-        def look_up(path: str) -> str | None:
-            file = facts.files.get(normal(path))
-            return None if file is None else self._read(file)
-
         for words in _commands(_expand_known(script, facts)):
             if words[0] == "cd" and len(words) > 1:
-                directory = posixpath.join(directory, words[1])
+                here = here.at(words[1])
                 continue
             try:
-                found = installed_by(words, directory, look_up)
+                found = installed_by(words, here)
             except Unreadable as unreadable:
                 packages |= unreadable.packages
                 complete = False
@@ -272,14 +268,14 @@ class _Reader:
             understood = understood and found is not None and not is_apt
             if not (is_apt and facts.python and not facts.has_system_python):
                 packages |= found or {}
-        facts = attrs.evolve(
-            facts,
-            packages={**facts.packages, **packages},
-            python=facts.python or _conda_python(script),
-        )
+        facts = attrs.evolve(facts, packages={**facts.packages, **packages}, python=python)
         if understood and complete:
             return facts
         return facts.without_effect(line, may_install=not complete)
+
+    def _text(self, facts: ImageFacts, path: str) -> str | None:
+        file = facts.files.get(normal(path))
+        return None if file is None else self._read(file)
 
 
 def _name(program: str) -> str:
@@ -330,22 +326,30 @@ def _glob(pattern: str) -> str:
 
 
 def _commands(script: str) -> Iterator[list[str]]:
-    """Split a shell line at `&&`, `||`, `;`, `|` and line ends into simple commands."""
+    """
+    Split a shell line at `&&`, `||`, `;`, `|` and line ends into simple commands.
+
+    Where their streams are led to and from is left out.
+    """
     lexer = shlex.shlex(
         re.sub(r"\$\([^)]*\)", "SUBSTITUTED", script).replace("\n", " ; "),
         posix=True,
-        punctuation_chars="&|;",
+        punctuation_chars="&|;<>",
     )
     lexer.whitespace_split, lexer.commenters = True, ""
     words: list[str] = []
     try:
         for word in lexer:
-            if not set(word) <= set("&|;"):
+            if not set(word) <= set("&|;<>"):
                 words.append(word)
-                continue
-            if words:
-                yield from _inner(words)
-            words = []
+            elif set(word) & set("<>"):
+                if words and words[-1].isdigit():  # the stream's number
+                    words.pop()
+                next(lexer, None)
+            else:
+                if words:
+                    yield from _inner(words)
+                words = []
     except ValueError:  # unbalanced quotes: a shell's own business
         words = [script]
     if words:

@@ -7,43 +7,31 @@ Pure: files are looked up by their path in the image. What cannot be read is an 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Final
 
-from modalkit.local.markers import holds
+from modalkit.local.image_projects import dependencies, poetry_install, uv_sync
+from modalkit.local.image_requirements import (
+    Directory,
+    Option,
+    Packages,
+    Unreadable,
+    canonical,
+    gather,
+    options,
+    requested,
+)
 from modalkit.local.reports import PackageInfo
 
-# A distribution's canonical name, with extras: "fastapi[standard]" -> what was asked: "==2.9.1".
-Packages = dict[str, str]
-Lookup = Callable[[str], str | None]
-"""The text of a file by its absolute path in the image; None when it is not known."""
-
-# Options of pip and uv that take the next word as their value.
-_VALUED = (
-    "-c --constraint --constraints -e --editable -f --find-links -i --index-url --index"
-    " --default-index --extra-index-url -p --python -t --target --prefix --root --platform"
-    " --python-version --python-platform --implementation --abi --only-binary --no-binary"
-    " -P --upgrade-package --upgrade-strategy -C --config-settings --config-setting"
-    " --global-option --cache-dir --proxy --retries --timeout --trusted-host --cert"
-    " --client-cert --progress-bar --link-mode --index-strategy --keyring-provider"
-    " --resolution --prerelease --exclude-newer --torch-backend --src --log --report"
-    " --no-build-package --no-build-isolation-package --refresh-package --reinstall-package"
-    " --extra --group --only-group --overrides --build-constraints --color --directory --project"
-    " --with --without --only -n --name --channel --file -r --requirement --requirements"
-)
-VALUED: Final = frozenset(_VALUED.split())
 FILES: Final = frozenset({"-r", "--requirement", "--requirements"})
 EDITABLE: Final = frozenset({"-e", "--editable"})
 INSTALLERS: Final = re.compile(
     r"\b(pip3?|uv|conda|mamba|micromamba|poetry|pdm|pixi|easy_install|setup\.py)\b"
 )
 HARMLESS: Final = frozenset({"--version", "rm", "echo", "which", "ln", "mkdir", "chmod", "curl"})
-REQUIREMENT: Final = re.compile(
-    r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?\s*((?:$|[@=<>!~;( ]).*)"
-)
-PROJECT: Final = re.compile(r"(\.{0,2}|[^=<>@]*/[^=<>@]*|\.)(?:\[([^\]]*)\])?")
+PROJECT: Final = re.compile(r"(\.{0,2}|[^=<>@\[]*/[^=<>@\[]*)(?:\[([^\]]*)\])?")
 # A command that only runs the rest of its line.
 PREFIXES: Final = frozenset(
     {"sudo", "env", "exec", "command", "nice", "time", "then", "do", "else"}
@@ -68,36 +56,13 @@ TOOLS: Final = frozenset({"pip", "wheel", "uv", "setuptools", "poetry"})
 """For building an image; that they are missing here says nothing."""
 
 
-class Unreadable(Exception):  # noqa: N818 - a finding about the image, not a mistake
-    """
-    It may bring packages that cannot be named.
-
-    Attributes:
-        packages: Those that can.
-    """
-
-    def __init__(self, packages: Packages | None = None) -> None:
-        super().__init__()
-        self.packages = packages or {}
-
-
-def canonical(name: str) -> str:
-    """
-    Return the canonical form of a distribution's name.
-
-    Source: https://packaging.python.org/en/latest/specifications/name-normalization/
-    """
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def installed_by(words: Sequence[str], directory: str, look_up: Lookup) -> Packages | None:
+def installed_by(words: Sequence[str], here: Directory) -> Packages | None:
     """
     Read one simple command.
 
     Args:
         words: The command, without a shell's syntax.
-        directory: Where it runs.
-        look_up: The files of the image.
+        here: Where it runs.
 
     Returns:
         What it installs; None where it is no command that installs.
@@ -113,30 +78,10 @@ def installed_by(words: Sequence[str], directory: str, look_up: Lookup) -> Packa
         name, rest = (rest[1] if len(rest) > 1 else ""), rest[2:]
     read = READERS.get(re.sub(r"^pip[\d.]+$", "pip", name))
     if read is not None:
-        return read(rest, _Project(directory, look_up))
+        return read(rest, here)
     if INSTALLERS.search(" ".join(words)) and not HARMLESS & set(words):
         raise Unreadable
     return None
-
-
-def requirement(text: str) -> tuple[str, str]:
-    """
-    Return a requirement's canonical name with its extras, and what it asks of the version.
-
-    Raises:
-        Unreadable: It names no distribution.
-    """
-    if text.endswith(".whl"):
-        name, version = PurePosixPath(text).name.split("-")[:2]
-        return canonical(name), f"=={version}"
-    if egg := re.search(r"#egg=([A-Za-z0-9._-]+)", text):
-        return canonical(egg[1]), ""
-    if not (found := REQUIREMENT.fullmatch(text.strip())):
-        raise Unreadable
-    extras = sorted(canonical(e.strip()) for e in (found[2] or "").split(",") if e.strip())
-    asked = re.sub(r"\s+", "", found[3].partition(";")[0]).strip("()")
-    name = canonical(found[1]) + (f"[{','.join(extras)}]" if extras else "")
-    return name, "" if asked.startswith("@") else asked
 
 
 def compare(packages: Packages, here: Mapping[str, str]) -> list[PackageInfo]:
@@ -181,224 +126,96 @@ def _program(words: Sequence[str]) -> Sequence[str]:
     return words
 
 
-class _Project:
-    """Files of the image, seen from a directory."""
+# ---------------------------------------------------------------------------- pip, uv and poetry
 
-    def __init__(self, directory: str, look_up: Lookup) -> None:
-        self.directory = PurePosixPath(directory)
-        self._look_up = look_up
 
-    def at(self, directory: str) -> _Project:
-        return _Project(str(self.directory / directory), self._look_up)
+def _pip(words: Iterable[str], here: Directory) -> Packages | None:
+    return _pip_command(list(options(words)), here)
 
-    def text(self, name: str) -> str:
-        path = PurePosixPath(self.directory, name)
-        if (found := self._look_up(str(path))) is None:
+
+def _uv(words: Iterable[str], here: Directory) -> Packages | None:
+    command, given = _command(list(options(words)))
+    match command:
+        case "pip":
+            return _pip_command(given, here)
+        case "add":
+            return _install(given, here)
+        case "sync":
+            return uv_sync(given, here)
+        case "run" | "export":
             raise Unreadable
-        return found
-
-    def toml(self, name: str) -> dict[str, Any]:
-        try:
-            return tomllib.loads(self.text(name))
-        except tomllib.TOMLDecodeError as error:
-            raise Unreadable from error
+    return None  # `uv venv`, `uv python`, `uv tool` and the like give the app no module
 
 
-def _options(words: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Split arguments into options with their values, and plain words under the name ""."""
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("-") or word == "-":
-            yield "", word
-        elif "=" in word:
-            name, _, value = word.partition("=")
-            yield name, value
-        else:
-            yield word, next(rest, "") if word in VALUED else ""
+def _poetry(words: Iterable[str], here: Directory) -> Packages | None:
+    command, given = _command(list(options(words)))
+    if command == "add":
+        return _install(given, here)
+    return poetry_install(given, here) if command in {"install", "sync"} else None
 
 
-# ---------------------------------------------------------------------------- pip and uv
+def _command(given: Sequence[Option]) -> tuple[str, Sequence[Option]]:
+    """Take the first plain word out; options before it count like those after it."""
+    for at, (option, value) in enumerate(given):
+        if not option:
+            return value, [*given[:at], *given[at + 1 :]]
+    return "", given
 
 
-def _pip(words: list[str], here: _Project) -> Packages | None:
-    if "install" not in words:
-        return None
-    packages: Packages = {}
-    missing = False
-    for option, value in _options(words[words.index("install") + 1 :]):
-        try:
-            if option in FILES:
-                packages |= _requirements_file(value, here)
-            elif option in EDITABLE or option == "":
-                packages |= _argument(value, here)
-        except Unreadable as unreadable:
-            packages |= unreadable.packages
-            missing = True
-    if missing:
-        raise Unreadable(packages)
-    return packages
+def _pip_command(given: Sequence[Option], here: Directory) -> Packages | None:
+    command, given = _command(given)
+    if command == "sync":  # of uv: its plain words are files
+        given = [(option or "-r", value) for option, value in given]
+    return _install(given, here) if command in {"install", "sync"} else None
 
 
-def _argument(text: str, here: _Project) -> Packages:
+def _install(given: Sequence[Option], here: Directory) -> Packages:
+    names = {option for option, _ in given}
+    extras = [value for option, value in given if option == "--extra"]
+    of_projects = None if "--all-extras" in names else extras
+    return gather(partial(_given, option, value, here, of_projects) for option, value in given)
+
+
+def _given(option: str, value: str, here: Directory, extras: Sequence[str] | None = ()) -> Packages:
+    if option in FILES and value.endswith(".toml"):
+        return dependencies(here.toml(value), extras, here.python)
+    if option in FILES:
+        return _requirements_file(value, here)
+    return _argument(value, here) if option in EDITABLE or not option else {}
+
+
+def _argument(text: str, here: Directory) -> Packages:
     is_project = (found := PROJECT.fullmatch(text)) and "://" not in text and text[-4:] != ".whl"
     if not is_project:
-        return _asked([text])
+        return requested([text], here.python)
     assert found is not None
     project = here.at(found[1] or ".").toml("pyproject.toml")
-    extras = [extra.strip() for extra in (found[2] or "").split(",") if extra.strip()]
-    name = project.get("project", {}).get("name")
-    packages = _declared(project, extras, [])
-    return packages | ({canonical(name): ""} if name else {})
+    packages = dependencies(project, (found[2] or "").split(","), here.python)
+    tables = project.get("project", {}), project.get("tool", {}).get("poetry", {})
+    names = [canonical(table["name"]) for table in tables if "name" in table]
+    return packages | dict.fromkeys(names, "")
 
 
-def _requirements_file(name: str, here: _Project) -> Packages:
-    packages: Packages = {}
-    missing = False
+def _requirements_file(name: str, here: Directory) -> Packages:
     text = re.sub(r"\\\n", " ", here.text(name))
-    for written in text.splitlines():
-        line = re.sub(r"(^|\s)#.*", "", written).strip()
-        option, _, value = re.sub(r"^(--\w+)=", r"\1 ", line).partition(" ")
-        try:
-            if option in FILES:
-                there = here.at(str(PurePosixPath(name).parent))
-                packages |= _requirements_file(value.strip(), there)
-            elif option in EDITABLE:
-                packages |= _argument(value.strip(), here)
-            elif line and not line.startswith("-"):
-                packages |= _argument(re.split(r"\s--", line)[0].strip(), here)
-        except Unreadable as unreadable:
-            packages |= unreadable.packages
-            missing = True
-    if missing:
-        raise Unreadable(packages)
-    return packages
+    lines = (re.sub(r"(^|\s)#.*", "", written).strip() for written in text.splitlines())
+    return gather(partial(_line, line, name, here) for line in lines if line)
 
 
-def _declared(project: Mapping[str, Any], extras: Sequence[str], groups: Sequence[str]) -> Packages:
-    """Read what a pyproject.toml asks for: PEP 621 and PEP 735."""
-    told = project.get("project", {})
-    if "dependencies" in told.get("dynamic", ()):
-        raise Unreadable
-    wanted = list(told.get("dependencies", ()))
-    for extra in extras:
-        wanted += told.get("optional-dependencies", {}).get(extra, ())
-    known = project.get("dependency-groups", {})
-    waiting = list(groups)
-    for group in waiting:  # grows as it is read
-        for item in known.get(group, ()):
-            if isinstance(item, str):
-                wanted.append(item)
-            elif (other := item.get("include-group")) not in waiting:
-                waiting.append(other)
-    return _asked(wanted)
+def _line(line: str, file: str, here: Directory) -> Packages:
+    line = re.split(r"\s--", line)[0].strip()
+    if not line.startswith("-"):
+        return _argument(line, here)
+    option, value = next(options(line.split(maxsplit=1)))
+    if option in FILES:  # relative to this one; a project is not
+        value = str(PurePosixPath(file).parent / value)
+    return _given(option, value, here)
 
 
-def _asked(requirements: Iterable[str]) -> Packages:
-    return dict(requirement(text) for text in requirements if holds(text))
+# ---------------------------------------------------------------------------- conda and apt
 
 
-def _uv(words: list[str], here: _Project) -> Packages | None:
-    if words[:1] == ["pip"]:
-        return _pip(words[1:], here)
-    if words[:1] == ["add"]:
-        return _pip(["install", *words[1:]], here)
-    if words[:1] != ["sync"]:
-        if words[:1] in (["run"], ["export"]):
-            raise Unreadable
-        return None  # `uv venv`, `uv python`, `uv tool` and the like give the app no module
-    options = list(_options(words[1:]))
-    given = dict(options)
-    there = here.at(given.get("--project", given.get("--directory", ".")))
-    project = there.toml("pyproject.toml")
-    extras = [value for option, value in options if option == "--extra"]
-    groups = [value for option, value in options if option in {"--group", "--only-group"}]
-    optional, grouped = (
-        project.get("project", {}).get("optional-dependencies", {}),
-        project.get("dependency-groups", {}),
-    )
-    if "--all-extras" in given:
-        extras += optional
-    if "--all-groups" in given:
-        groups += grouped
-    elif not given.keys() & {"--no-dev", "--no-default-groups"}:
-        default = project.get("tool", {}).get("uv", {}).get("default-groups", ["dev"])
-        groups += grouped if default == "all" else default
-    direct = _declared(project, extras, groups)
-    try:
-        lock = there.toml("uv.lock")
-    except Unreadable:
-        return direct
-    return _locked(direct, lock)
-
-
-def _locked(direct: Packages, lock: Mapping[str, Any]) -> Packages:
-    """Follow a uv.lock or poetry.lock from what a project asks for itself."""
-    known = {canonical(package["name"]): package for package in lock.get("package", ())}
-    packages: Packages = {}
-    waiting = [(name.partition("[")[0], _extras(name)) for name in direct]
-    seen: set[tuple[str, tuple[str, ...]]] = set()
-    while waiting:
-        name, extras = item = waiting.pop()
-        if item in seen:
-            continue
-        seen.add(item)
-        package = known.get(name, {})
-        packages[name] = f"=={package['version']}" if "version" in package else ""
-        waiting += _dependencies(package.get("dependencies", ()))
-        for extra in extras:
-            waiting += _dependencies(package.get("optional-dependencies", {}).get(extra, ()))
-            waiting += [
-                (requirement(text)[0].partition("[")[0], ())
-                for text in package.get("extras", {}).get(extra, ())
-            ]
-    return packages
-
-
-def _extras(name: str) -> tuple[str, ...]:
-    return tuple(filter(None, name.partition("[")[2].rstrip("]").split(",")))
-
-
-def _dependencies(listed: Any) -> list[tuple[str, tuple[str, ...]]]:
-    if isinstance(listed, Mapping):  # poetry's: name -> what it asks for
-        return [
-            (canonical(name), tuple(asked.get("extras", ())) if isinstance(asked, Mapping) else ())
-            for name, asked in listed.items()
-            if not (isinstance(asked, Mapping) and asked.get("optional"))
-        ]
-    return [(canonical(item["name"]), tuple(item.get("extra", ()))) for item in listed]
-
-
-# ---------------------------------------------------------------------------- the others
-
-
-def _poetry(words: list[str], here: _Project) -> Packages | None:
-    if words[:1] == ["add"]:
-        return _pip(["install", *words[1:]], here)
-    if words[:1] not in (["install"], ["sync"]):
-        return None
-    given = {option: set(value.split(",")) for option, value in _options(words[1:])}
-    project = here.toml("pyproject.toml")
-    told = project.get("tool", {}).get("poetry", {})
-    groups = {"main": told.get("dependencies", {})}
-    chosen = {"main"}
-    for name, group in told.get("group", {}).items():
-        groups[name] = group.get("dependencies", {})
-        if not group.get("optional") or name in given.get("--with", ()):
-            chosen.add(name)
-    chosen = given.get("--only", chosen - given.get("--without", set()))
-    direct = _declared(project, [], []) if "main" in chosen else {}
-    for name in chosen & groups.keys():
-        for package, asked in groups[name].items():
-            if package != "python" and not (isinstance(asked, Mapping) and asked.get("optional")):
-                version = asked.get("version", "") if isinstance(asked, Mapping) else asked
-                direct[canonical(package)] = str(version).replace("*", "")
-    try:
-        return _locked(direct, here.toml("poetry.lock"))
-    except Unreadable:
-        return direct
-
-
-def _conda(words: list[str], here: _Project) -> Packages | None:
+def _conda(words: list[str], here: Directory) -> Packages | None:
     if not {"install", "create", "update"} & set(words):
         return None
     packages: Packages = {}
@@ -414,7 +231,7 @@ def _conda(words: list[str], here: _Project) -> Packages | None:
     return packages
 
 
-def _conda_file(name: str, here: _Project) -> Packages:
+def _conda_file(name: str, here: Directory) -> Packages:
     packages: Packages = {}
     is_yaml, is_list = name.endswith((".yml", ".yaml")), False
     pip_indent: int | None = None
@@ -432,7 +249,7 @@ def _conda_file(name: str, here: _Project) -> Packages:
         if item == "pip:":
             pip_indent = indent
         elif pip_indent is not None and indent > pip_indent:
-            packages |= _asked([item])
+            packages |= requested([item], here.python)
         else:
             pip_indent = None
             packages |= _conda_spec(item)
@@ -448,7 +265,7 @@ def _conda_spec(text: str) -> Packages:
     return {name: f"=={exact[1]}.*" if exact else version}
 
 
-def _apt(words: list[str], _here: _Project) -> Packages | None:
+def _apt(words: list[str], _here: Directory) -> Packages | None:
     """Name Debian's Python packages by their module: `python3-yaml` is that of `import yaml`."""
     if "install" not in words:
         return None
@@ -458,7 +275,7 @@ def _apt(words: list[str], _here: _Project) -> Packages | None:
     return {canonical(DEBIAN.get(n, n)): OF_DEBIAN for n in names if n not in ignored}
 
 
-READERS: Final[Mapping[str, Callable[[list[str], _Project], Packages | None]]] = {
+READERS: Final[Mapping[str, Callable[[list[str], Directory], Packages | None]]] = {
     "pip": _pip,
     "uv": _uv,
     "poetry": _poetry,

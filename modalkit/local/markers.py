@@ -28,14 +28,14 @@ OPERATORS: Final[Mapping[type, Callable[[Any, Any], bool]]] = {
 }
 
 
-def holds(requirement: str, python: str | None = None, extra: str = "") -> bool:
+def holds(requirement: str, python: str | None = None, extra: str | None = "") -> bool:
     """
     Tell whether a requirement counts.
 
     Args:
         requirement: With its marker, if it has one: `a>=1; python_version < "3.12"`.
         python: The series to decide for, such as "3.12"; None for this interpreter's.
-        extra: The extra that was asked for, in canonical form.
+        extra: The extra that was asked for, in canonical form; None if that is not known.
     """
     _, _, marker = requirement.partition(";")
     series = python or "{}.{}".format(*sys.version_info[:2])
@@ -56,7 +56,7 @@ def holds(requirement: str, python: str | None = None, extra: str = "") -> bool:
         return True
 
 
-def _holds(node: ast.expr, known: Mapping[str, str]) -> bool:
+def _holds(node: ast.expr, known: Mapping[str, str | None]) -> bool:
     if isinstance(node, ast.BoolOp):
         combine = all if isinstance(node.op, ast.And) else any
         return combine([_holds(value, known) for value in node.values])
@@ -73,11 +73,20 @@ def _holds(node: ast.expr, known: Mapping[str, str]) -> bool:
     elif (
         names and names[0].startswith("python_") and not isinstance(node.ops[0], ast.In | ast.NotIn)
     ):
-        return compare(*[[int(part) for part in str(value).split(".")] for value in values])
+        return compare(*_versions(*map(str, values)))
     return compare(*values)
 
 
-def _value(node: ast.expr, known: Mapping[str, str]) -> str | None:
+def _versions(*values: str) -> list[list[int]]:
+    """Make versions comparable: 3.12 is 3.12.0, and beside 3.12.* all its releases are 3.12."""
+    parts = [value.split(".") for value in values]
+    if series := [len(part) - 1 for part in parts if part[-1] == "*"]:
+        parts = [part[: series[0]] for part in parts]
+    longest = max(map(len, parts))
+    return [[int(p) for p in (*part, *["0"] * (longest - len(part)))] for part in parts]
+
+
+def _value(node: ast.expr, known: Mapping[str, str | None]) -> str | None:
     if isinstance(node, ast.Name):
         return known.get(node.id)
     return str(node.value) if isinstance(node, ast.Constant) else None

@@ -300,7 +300,10 @@ class RunningPlane:
 
     def images(self) -> list[ImageInfo]:
         """Return what the images of all apps would hold, and what this machine has instead."""
-        return images_of(self._directory)
+        return [
+            ImageInfo(**{**fields, "packages": [PackageInfo(**p) for p in fields["packages"]]})
+            for fields in self.ask("images")
+        ]
 
     def volume(self, name: str) -> VolumeHandle:
         """Return a handle on a Volume."""
@@ -514,20 +517,6 @@ class LocalPlane(RunningPlane):
             "kept": self._state is not None,
             "stays": stays,
         }
-
-
-def images_of(directory: Path) -> list[ImageInfo]:
-    """
-    Ask a plane for its images.
-
-    Args:
-        directory: Where its control socket is.
-    """
-    found = plane_process.ask(directory / "control.sock", "images", {})
-    return [
-        ImageInfo(**{**fields, "packages": [PackageInfo(**p) for p in fields["packages"]]})
-        for fields in found
-    ]
 
 
 def choose_engine(wanted: Literal["auto", "inline", "fork"]) -> Literal["inline", "fork"]:

@@ -38,10 +38,10 @@ def venv(tmp_path):
     return site
 
 
-def run(venv, program, *packages, strict=False, more=(), **files):
+def run(venv, program, *packages, strict=False, more=(), env=(), **files):
     """Run a program as an app's module, guarded; returns the process."""
     place = venv.parent
-    (place / "root").mkdir()
+    (place / "root").mkdir(exist_ok=True)
     for name, text in {"program": program, **files}.items():
         (place / "root" / f"{name}.py").write_text(text)
     spec = {
@@ -64,7 +64,7 @@ def run(venv, program, *packages, strict=False, more=(), **files):
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHONPATH": str(venv), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(venv), "PATH": "/usr/bin:/bin", **dict(env)},
     )
 
 
@@ -138,6 +138,71 @@ def test_local_code_that_was_not_mounted_is_named(venv):
     """An editable install or a directory on the path of the laptop."""
     done = run(venv, "import forgotten")
     assert '.add_local_python_source("forgotten")' in done.stderr
+
+
+@pytest.mark.parametrize("copy", ["myproj.py", "myproj/core.py"])
+def test_local_code_that_the_image_holds_by_copy_may_be_found_elsewhere_here(venv, copy):
+    """An editable install is found before it."""
+    here, image = venv.parent / "src", venv.parent / "root" / copy
+    for file in (here / "myproj.py", image):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    editable(venv, here)
+    program = f"import sys\nsys.path.insert(0, {str(here)!r})\nimport myproj"
+    assert run(venv, program, strict=True).stderr == ""
+
+
+def test_local_code_of_which_the_image_has_only_data_is_named(venv):
+    (venv.parent / "root" / "myproj").mkdir(parents=True)
+    (venv / "myproj.py").write_text("")
+    editable(venv, venv)
+    assert '.add_local_python_source("myproj")' in run(venv, "import myproj").stderr
+
+
+def editable(venv, directory):
+    """Note an editable install of `my-project`, whose module is `myproj`."""
+    metadata = venv / "my_project-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-project\nVersion: 1.0\n")
+    (metadata / "top_level.txt").write_text("myproj")
+    origin = {"url": directory.as_uri(), "dir_info": {"editable": True}}
+    (metadata / "direct_url.json").write_text(json.dumps(origin))
+
+
+@pytest.fixture
+def cloud(venv):
+    """Two distributions below the namespace `google`, which Modal's client has a part of, too."""
+    for name in ("thing", "other"):
+        module = venv / "google" / "cloud" / name
+        module.mkdir(parents=True)
+        (module / "__init__.py").write_text("value = 1\n")
+        metadata = venv / f"its_own_{name}-1.0.dist-info"
+        metadata.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: its-own-{name}", "Version: 1.0", ""]
+        (metadata / "METADATA").write_text("\n".join(lines))
+        (metadata / "RECORD").write_text(f"google/cloud/{name}/__init__.py,,\n")
+    return venv
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import google.protobuf, google.cloud.thing as t",
+        "from google.cloud import thing",
+        "import importlib\nimportlib.import_module('google.cloud.thing')",
+    ],
+)
+def test_below_a_namespace_the_distribution_with_the_files_counts(cloud, program):
+    assert run(cloud, program, "its-own-thing", strict=True).stderr == ""
+    done = run(cloud, program, "its-own-other", strict=True)
+    assert "No module named 'google.cloud.thing' in the image" in done.stderr
+    assert '.uv_pip_install("its-own-thing")' in done.stderr
+
+
+def test_a_distribution_below_a_namespace_is_named_once(cloud):
+    program = "import google.cloud.thing\nfrom google.cloud import thing, other\nimport google"
+    done = run(cloud, program, "its-own-other")
+    assert done.stderr.count("modalkit:") == done.stderr.count('its-own-thing")') == 1
 
 
 HANDLED = [
@@ -230,3 +295,14 @@ def test_an_interpreter_below_the_code_is_not_the_apps_own(venv):
     (venv.parent / "root").rename(venv.parent / "old")
     done = run(venv, program, "numpy", strict=True, more={"roots": roots})
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_users_own_site_packages_are_not_the_apps_own(venv):
+    """`/root/.local`, say."""
+    base = venv.parent / "root" / ".local"
+    series = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    user_site = base / "lib" / series / "site-packages"
+    user_site.mkdir(parents=True)
+    (user_site / "theirs.py").write_text("import skthing")
+    env = {"PYTHONUSERBASE": str(base), "PYTHONPATH": f"{user_site}:{venv}"}
+    assert run(venv, "import theirs", "theirs", strict=True, env=env).stderr == ""

@@ -56,6 +56,10 @@ def test_modals_own_base_says_nothing_but_its_packages():
         ('RUN bash -c "pip install foo"', {"foo"}),
         ("RUN set -eux; sudo -E pip install a", {"a"}),
         ("RUN uv add a", {"a"}),
+        ("RUN uv --quiet --color never pip install a", {"a"}),
+        ("RUN pip install -qU -chttps://x/c.txt -fhttps://y a", {"a"}),
+        ("RUN pip install a > /log 2>&1 && pip install 'b<2' &>>/log; pip install c<d",
+         {"a", "b", "c"}),
         ("RUN /opt/venv/bin/pip install a", {"a"}),
     ],
 )  # fmt: skip
@@ -81,6 +85,12 @@ def test_install_commands_are_read(command, packages):
         ("RUN micromamba install -f /env.yml -n base --yes", set(), True),
         ("RUN git clone https://x/y && cd y && pip install .", set(), True),
         ("RUN python setup.py install", set(), True),
+        ("COPY --from=0 /venv /venv", set(), True),
+        ("COPY --from=ghcr.io/x/y /venv /venv", set(), True),
+        ("COPY --from=python:3.12 /usr/bin/x /usr/bin/x", set(), False),
+        ("RUN uv pip sync requirements.txt", set(), True),
+        ("RUN pip install -Urrequirements.txt a", {"a"}, True),
+        ("RUN uv pip install -r pyproject.toml", set(), True),
         ('ENTRYPOINT ["serve"]', set(), False),
     ],
 )
@@ -153,7 +163,21 @@ UV_LOCK = """
 [[package]]
 name = "numpy"
 version = "2.3.0"
-dependencies = [{name = "under-it", extra = ["fast"]}]
+dependencies = [
+    {name = "under-it", extra = ["fast"]},
+    {name = "on-windows", marker = "sys_platform == 'win32'"},
+    {name = "old", marker = "python_full_version < '3.12'"},
+    {name = "either"},
+    {name = "of-a-fork", marker = "extra == 'extra-4-mine-gpu'"},
+]
+[[package]]
+name = "either"
+version = "2"
+resolution-markers = ["python_full_version >= '3.12'"]
+[[package]]
+name = "either"
+version = "1"
+resolution-markers = ["python_full_version < '3.12'"]
 [[package]]
 name = "under-it"
 version = "1.0"
@@ -166,12 +190,27 @@ version = "0.1"
 name = "not-wanted"
 version = "9"
 """
+UV_BEFORE_GROUPS = """
+[project]
+dependencies = ["numpy"]
+[tool.uv]
+dev-dependencies = ["pytest"]
+"""
 POETRY = """
 [tool.poetry.dependencies]
 python = "^3.12"
 numpy = "^2.0"
 Torch = {version = "2.9.1", extras = ["x"]}
 maybe = {version = "1", optional = true}
+other = {version = "1", optional = true}
+apple = {version = "1", platform = "darwin"}
+old = {version = "1", markers = "python_version < '3.12'"}
+either = [{version = "1", markers = "python_version < '3.12'"},
+          {version = "2", markers = "python_version >= '3.12'"}]
+[tool.poetry.extras]
+more = ["maybe"]
+[tool.poetry.dev-dependencies]
+ruff = "*"
 [tool.poetry.group.dev.dependencies]
 pytest = "*"
 [tool.poetry.group.docs]
@@ -221,20 +260,59 @@ variables: {A: b}
         (
             {"/.uv/pyproject.toml": PYPROJECT, "/.uv/uv.lock": UV_LOCK},
             ["RUN /.uv/uv sync --project=/.uv --no-dev --frozen"],
-            {"numpy": "==2.3.0", "under-it": "==1.0", "speed": "==0.1"},
+            {"numpy": "==2.3.0", "under-it": "==1.0", "speed": "==0.1", "either": "==2",
+             "of-a-fork": ""},
         ),
         (
             {"/tmp/poetry/pyproject.toml": POETRY},
             ["RUN python -m pip install poetry", "RUN cd /tmp/poetry && \\ ",
              "  poetry config virtualenvs.create false && \\ ", "poetry install --no-root"],
-            {"poetry": "", "numpy": "^2.0", "torch": "2.9.1", "pytest": ""},
+            {"poetry": "", "numpy": "^2.0", "torch[x]": "2.9.1", "either": "2", "pytest": "",
+             "ruff": ""},
         ),
         (
             {"/p/pyproject.toml": POETRY,
              "/p/poetry.lock": '[[package]]\nname = "numpy"\nversion = "2.2"\n'
-                               '[package.dependencies]\nunder = ">=1"\n'},
+                               '[package.dependencies]\nunder = ">=1"\n'
+                               'on-windows = {version = "1", markers = "os_name == \'nt\'"}\n'},
             ["RUN cd /p && poetry install --only main"],
-            {"numpy": "==2.2", "torch": "", "under": ""},
+            {"numpy": "==2.2", "torch": "", "either": "", "under": ""},
+        ),
+        (
+            {"/p/pyproject.toml": POETRY},
+            ["RUN poetry -C /p install -n --without=dev --with docs --extras 'more none'"],
+            {"numpy": "^2.0", "torch[x]": "2.9.1", "either": "2", "maybe": "1", "sphinx": ""},
+        ),
+        (
+            {"/p/pyproject.toml": POETRY},
+            ["RUN cd /p && pip install '.[more]'"],
+            {"numpy": "^2.0", "torch[x]": "2.9.1", "either": "2", "maybe": "1"},
+        ),
+        (
+            {"/p/pyproject.toml": UV_BEFORE_GROUPS},
+            ["RUN uv sync --project /p"],
+            {"numpy": "", "pytest": ""},
+        ),
+        (
+            {"/p/pyproject.toml": PYPROJECT},
+            ["RUN uv --project /p sync --only-group docs"],
+            {"sphinx": ""},
+        ),
+        (
+            {"/p/pyproject.toml": PYPROJECT},
+            ["RUN uv pip install -r /p/pyproject.toml --extra gpu"],
+            {"numpy": ">=2", "torch": "==2.9.1"},
+        ),
+        (
+            {"/r.txt": "a==1", "/s.txt": "b==2"},
+            ["RUN uv pip sync --system /r.txt s.txt"],
+            {"a": "==1", "b": "==2"},
+        ),
+        (
+            {"/in/r.txt": "-rmore.txt\n-e./p[gpu]\n-chere.txt\n-i https://x", "/in/more.txt": "b",
+             "/p/pyproject.toml": PYPROJECT},
+            ["RUN pip install -r/in/r.txt"],
+            {"b": "", "mine": "", "numpy": ">=2", "torch": "==2.9.1"},
         ),
         (
             {"/env.yml": CONDA},
@@ -255,6 +333,21 @@ def test_what_modals_methods_install_is_read_from_the_files_that_they_upload(
     facts = parse(["FROM base", *copies, *command], base=BASE, context=files)
     assert facts.packages == packages
     assert facts.unread == ()
+
+
+@pytest.mark.parametrize("told", ["", "[project]\nname = 'a'\ndynamic = ['dependencies']"])
+def test_a_project_whose_dependencies_are_told_elsewhere_is_not_read(told):
+    """In a setup.py, say."""
+    files = {"/pyproject.toml": f"[build-system]\nrequires = ['setuptools']\n{told}"}
+    line = "RUN pip install -e ."
+    facts = parse(["FROM base", "COPY pyproject.toml /", line], base=BASE, context=files)
+    assert (facts.packages, facts.unread) == ({}, (line,))
+
+
+def test_markers_are_those_of_the_images_python():
+    line = """RUN pip install "a; python_version < '3.8'" "b; python_version >= '3.8'" """
+    assert set(parse(["FROM python:3.7-slim", line]).packages) == {"a"}
+    assert set(parse(["FROM python:3.12-slim", line]).packages) == {"b"}
 
 
 def test_a_requirements_file_with_an_unknown_line_names_the_others():
@@ -340,6 +433,23 @@ CMD ["x"]
     assert facts.packages == {"built": "", "torch": "==2.9.1", "last": ""}
     assert (facts.env, facts.workdir, facts.files) == ({}, None, {"/app/a.py": "a"})
     assert (facts.not_run, facts.unread) == ((), ())
+
+
+def test_stages_are_named_by_their_place_too():
+    facts = parse(
+        """
+FROM python:3.12 AS First
+RUN pip install a
+FROM python:3.12
+RUN pip install b
+FROM python:3.12
+COPY --from=0 / /
+COPY --from=1 / /
+COPY --from=FIRST / /
+""".splitlines()
+    )
+    assert set(facts.packages) == {"a", "b"}
+    assert facts.unread == ()
 
 
 def test_build_arguments_are_for_the_build_only():

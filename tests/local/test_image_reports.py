@@ -125,11 +125,8 @@ def test_images_shows_what_was_recorded(plane: LocalPlane) -> None:
     assert "/.requirements.txt" in found["with_file"].files
 
 
-def images(plane: LocalPlane | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": "/usr/bin:/bin", "COLUMNS": "200"}
-    if plane is not None:
-        socket = plane.env["MODAL_SERVER_URL"].removeprefix("unix://")
-        env["MODALKIT_LOCAL_PLANE"] = str(Path(socket).parent)
+def images(named: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": "/usr/bin:/bin", "COLUMNS": "200", "MODALKIT_LOCAL_PLANE": named}
     return subprocess.run(
         [sys.executable, "-m", "modalkit.cli", "local", "images", *arguments],
         env=env,
@@ -140,19 +137,25 @@ def images(plane: LocalPlane | None, *arguments: str) -> subprocess.CompletedPro
 
 
 def test_the_command_prints_json(plane: LocalPlane) -> None:
-    done = images(plane, "--json")
+    done = images(plane.env["MODALKIT_LOCAL_PLANE"], "--json")
     assert done.returncode == 0, done.stderr
     ids = {image["id"] for image in json.loads(done.stdout)}
     assert ids == {image.id for image in plane.images()}
 
 
 def test_the_command_prints_tables(plane: LocalPlane) -> None:
-    done = images(plane)
+    done = images(plane.env["MODALKIT_LOCAL_PLANE"])
     for text in ("image-reports.with_pins", "==1.0", np.__version__, "missing", "A=1", "git"):
         assert text in done.stdout, done.stdout + done.stderr
 
 
-def test_the_command_needs_a_plane() -> None:
-    done = images(None)
+def test_the_command_needs_a_plane(tmp_path: Path) -> None:
+    done = images(str(tmp_path / "of-before"))
     assert done.returncode == 1
-    assert "modalkit local env" in done.stderr
+    assert "`modalkit local up` starts one" in done.stderr
+
+
+def test_the_command_finds_a_plane_by_its_state(plane: LocalPlane, tmp_path: Path) -> None:
+    state = Path(plane.env["MODALKIT_LOCAL_PLANE"], "state").resolve()
+    done = images(str(tmp_path), "--json", "--state", str(state))
+    assert len(json.loads(done.stdout)) == len(plane.images())

@@ -16,6 +16,10 @@ from modalkit.local.markers import holds
         ("a; python_version == '3.12'", True),
         ("a; '3.13' > python_version", True),
         ("a; python_full_version >= '3.12.0'", True),
+        ("a; python_full_version == '3.12.*'", True),
+        ("a; python_full_version == '3.11.*'", False),
+        ("a; python_full_version != '3.11.*'", True),
+        ("a; python_full_version <= '3.12'", True),
         (f"a; sys_platform == '{sys.platform}'", True),
         ("a; sys_platform == 'win32' or os_name == 'nt'", False),
         ("a; (sys_platform == 'win32' or os_name == 'posix') and python_version > '3'", True),
@@ -29,3 +33,8 @@ from modalkit.local.markers import holds
 )
 def test_what_can_be_decided_is(requirement: str, expected: bool) -> None:
     assert holds(requirement, python="3.12", extra="test-x") is expected
+
+
+def test_an_extra_may_be_unknown() -> None:
+    assert holds("a; extra == 'other'", extra=None)
+    assert not holds("a; extra == 'other' and sys_platform == 'win32'", extra=None)
