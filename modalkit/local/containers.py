@@ -356,7 +356,7 @@ def kill_stragglers(container: Container) -> None:
     for pid in descendants(os.getppid()):  # the warden inherits every orphan
         with contextlib.suppress(OSError):
             names_it = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if names_it or os.readlink(f"/proc/{pid}/ns/mnt") == namespace:
+            if names_it or str(Path(f"/proc/{pid}/ns/mnt").readlink()) == namespace:
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -1,9 +1,7 @@
 """What becomes of inputs when containers end in unusual ways."""
 
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import modal
 import pytest
@@ -13,6 +11,7 @@ from modalkit.local import LocalPlane
 from tests.support.profiles import PROFILE
 
 from .conftest import APPS, lines
+from .test_leaves_nothing import is_running
 
 Lookup = Callable[[str], modal.Function]
 
@@ -83,12 +82,18 @@ def test_a_container_that_always_quits_fails_its_input_at_last(
         function("quits").remote()
 
 
-def test_what_a_container_started_ends_with_it(plane: LocalPlane, function: Lookup) -> None:
-    mark = uuid.uuid4().hex
-    child = Path(f"/proc/{function('leaves_a_child').remote(mark)}/cmdline")
+@pytest.mark.parametrize("start", ["cold", "restored"])
+def test_what_a_container_started_ends_with_it(
+    plane: LocalPlane, function: Lookup, cls: Callable[[str], modal.Cls], start: str
+) -> None:
+    leave = function("leaves_children") if start == "cold" else cls("Restored")().leaves_children
+    pids = leave.remote()
+    for container in plane.containers():
+        if container.kind == "restored":
+            plane.kill(container.id)
     deadline = time.monotonic() + 30
-    while child.exists() and mark.encode() in child.read_bytes():  # a group of its own, no orphan
-        assert time.monotonic() < deadline
+    while any(map(is_running, pids)):  # each has a session of its own, one is an orphan
+        assert time.monotonic() < deadline, [pid for pid in pids if is_running(pid)]
         time.sleep(0.05)
 
 

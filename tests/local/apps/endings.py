@@ -70,10 +70,29 @@ def leaves_by_system_exit(name: str) -> list[str]:
         raise SystemExit(1) from None
 
 
+def daemon() -> int:
+    """Fork twice, as programs do that go to the background; return the pid."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if (pid := os.fork()) == 0:
+            os.closerange(0, 256)
+            time.sleep(600)
+        os.write(writer, str(pid).encode())
+        os._exit(0)
+    return int(os.read(reader, 20))
+
+
+def started() -> list[int]:
+    program = [sys.executable, "-c", "import time; time.sleep(600)"]
+    own_session = subprocess.Popen(program, start_new_session=True)
+    no_environment = subprocess.Popen(program, start_new_session=True, env={})
+    return [own_session.pid, no_environment.pid, daemon()]
+
+
 @app.function(single_use_containers=True)
-def leaves_a_child(mark: str) -> int:
-    program = f"import time; time.sleep(600)  # {mark}"
-    return subprocess.Popen([sys.executable, "-c", program], start_new_session=True).pid
+def leaves_children() -> list[int]:
+    return started()
 
 
 @app.function()
@@ -91,6 +110,10 @@ class Restored:
     @modal.enter(snap=True)
     def load(self):
         self.big = list(range(1000))
+
+    @modal.method()
+    def leaves_children(self) -> list[int]:
+        return started()
 
     @modal.method()
     def nap(self, seconds: float) -> str:
