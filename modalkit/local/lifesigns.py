@@ -11,7 +11,8 @@ import asyncio
 import logging
 import signal
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from modal_proto import api_pb2
 
@@ -20,6 +21,8 @@ from modalkit.local.state import App, Call, Container, State, is_waited_for
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
     from modalkit.local.scheduler import Scheduler
+
+T = TypeVar("T")
 
 logger = logging.getLogger("modalkit.local")
 
@@ -42,17 +45,26 @@ class LifeSigns:
     def __init__(self, plane: Plane, scheduler: Scheduler) -> None:
         self._plane = plane
         self._scheduler = scheduler
+        self._said: set[str] = set()
 
     async def watch(self) -> None:
         """Look around for ever."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            for app in list(self._plane.apps.values()):
-                self._look_at_client(app)
-            for call in list(self._plane.calls.values()):
-                self._look_at_call(call)
-            for container in [c for c in self._plane.containers.values() if c.is_alive]:
-                self._look_at_container(container)
+            self._look(self._look_at_client, self._plane.apps.values())
+            self._look(self._look_at_call, self._plane.calls.values())
+            alive = [c for c in self._plane.containers.values() if c.is_alive]
+            self._look(self._look_at_container, alive)
+
+    def _look(self, at: Callable[[T], None], things: Iterable[T]) -> None:
+        """Look at each; trouble with one, over a full disk say, hides none of the others."""
+        for thing in list(things):
+            try:
+                at(thing)
+            except Exception as error:
+                if str(error) not in self._said:
+                    self._said.add(str(error))
+                    logger.exception("the plane goes on, but could not look after everything")
 
     def _look_at_client(self, app: App) -> None:
         if time.monotonic() - app.last_seen > IDLE_CLIENT_S and not app.is_stopping:
@@ -76,9 +88,9 @@ class LifeSigns:
             self._scheduler.cancel(call, kill_containers=False, result=result)
 
     def _forget(self, call: Call) -> None:
+        self._plane.keep.forgotten(call)
         del self._plane.calls[call.id]
         self._plane.expired.add(call.id)
-        self._plane.keep.forgotten(call)
         for item in call.inputs:
             self._plane.inputs.pop(item.id, None)
 

@@ -76,6 +76,7 @@ class ObjectStore:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._seen_values: set[str] = set()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / "objects.sqlite"
         try:
@@ -216,18 +217,22 @@ class ObjectStore:
         """
         if self.find("st", object_id=object_id) is None:
             raise LocalPlaneError(f"the Secret {object_id} was deleted; deploy the app again")
-        return {key.decode(): value.decode() for key, value in self.entries(object_id, time.time())}
+        entries = self.entries(object_id, time.time())
+        self._seen_values.update(value.decode() for _, value in entries)
+        return {key.decode(): value.decode() for key, value in entries}
 
-    def secret_values(self) -> list[str]:
-        """Return the values of all Secrets, for whoever has to hide them."""
+    def secret_values(self) -> set[str]:
+        """Return the values that Secrets have and have had, for whoever has to hide them."""
         found = self._db.execute(
             "SELECT value FROM entries WHERE object IN (SELECT id FROM objects WHERE kind = 'st')"
         ).fetchall()
-        return [value.decode() for (value,) in found]
+        self._seen_values.update(value.decode() for (value,) in found)
+        return self._seen_values
 
     def set_secret(self, object_id: str, variables: dict[str, str], *, replace: bool) -> None:
         """Set variables of a Secret; with *replace* it has no others."""
         entries = [(key.encode(), value.encode()) for key, value in variables.items()]
+        self._seen_values.update(variables.values())
         with together(self._db):
             if replace:
                 self.clear(object_id)

@@ -36,6 +36,7 @@ _HIDDEN_FIELDS: Final = re.compile(
     r"|(.*_)?(tokens?|secret|jwts?|passwords?|credentials|ephemeral_secrets)"
     r"|((up|down)load|get|put)_urls?"
 )
+_HIDDEN_BY_FULL_NAME: Final = frozenset({"modal.client.SecretUpdateRequest.Update.value"})
 
 Packed = tuple[type[Message], bytes]
 
@@ -149,7 +150,7 @@ def _summary(message: Message, secrets: list[str]) -> dict[str, Any]:
     """Return the set fields of *message* as JSON, without secrets, bytes and long texts."""
     return {
         field.name: HIDDEN
-        if _HIDDEN_FIELDS.fullmatch(field.name)
+        if _HIDDEN_FIELDS.fullmatch(field.name) or field.full_name in _HIDDEN_BY_FULL_NAME
         else _field(field, value, secrets)
         for field, value in message.ListFields()
     }

@@ -14,6 +14,7 @@ import errno
 import inspect
 import json
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -22,6 +23,7 @@ from google.protobuf.message import DecodeError
 from grpclib import GRPCError, Status
 from modal_proto import api_grpc
 
+from modalkit.errors import ModalkitError
 from modalkit.local.clock import Clock
 from modalkit.local.faults import DISK_FULL, Fault, FaultTable
 from modalkit.local.features import feature
@@ -169,6 +171,11 @@ class _Translated:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"{DISK_FULL} for the local plane: {error}"
             raise GRPCError(Status.FAILED_PRECONDITION, message) from error
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            message = f"{DISK_FULL} for the local plane's objects"
+            raise GRPCError(Status.FAILED_PRECONDITION, message) from error
+        if isinstance(error, ModalkitError):
+            raise GRPCError(Status.FAILED_PRECONDITION, str(error)) from error
         logger.error("bug in the local plane: %s", self._name, exc_info=error)
         raise GRPCError(
             Status.FAILED_PRECONDITION, f"bug in the local plane, {self._name}: {error!r}"

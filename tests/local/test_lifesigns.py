@@ -91,3 +91,24 @@ def test_results_are_kept_as_long_as_modal_says_and_then_forgotten(
         return before, "in-1" in world.plane.inputs
 
     assert asyncio.run(main()) == (True, False)
+
+
+def test_trouble_with_one_call_does_not_end_the_looking(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> set[str]:
+        world = World(tmp_path, ASYNC)
+        world.scheduler.finish(world.item, Outcome(Result()))
+        other = Call("fc-2", world.call.function, ASYNC)
+        other.closed_at = world.call.closed_at
+        ephemeral = Function("fu-2", App("ap-2", "", 0), api_pb2.Function(), None)
+        other.function = ephemeral
+        world.plane.calls["fc-2"] = other
+        world.plane.keep._apps.add("ap-1")
+        world.plane.keep.close()  # nothing can be written any more
+        world.plane.clock.advance(7 * 86_400 + 1)
+        world.signs._look(world.signs._look_at_call, world.plane.calls.values())
+        return set(world.plane.calls)
+
+    assert asyncio.run(main()) == {"fc-1"}
+    assert "could not look after everything" in caplog.text

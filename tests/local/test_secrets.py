@@ -175,6 +175,17 @@ def test_no_value_in_logs_errors_or_reprs(
         assert VALUE not in text
 
 
+def test_values_that_a_secret_has_had_are_remembered_where_they_must_be_hidden(
+    tmp_path: Path,
+) -> None:
+    store = ObjectStore(tmp_path)
+    stored = store.create("st", "x")
+    for value in ("first", "second"):
+        store.set_secret(stored.id, {"A": value}, replace=True)
+    store.delete(stored.id)
+    assert set(store.secret_values()) == {"first", "second"}
+
+
 def test_a_deleted_secret_is_named_where_a_container_needs_it(
     plane: LocalPlane, client: modal.Client, tmp_path: Path
 ) -> None:

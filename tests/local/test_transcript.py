@@ -74,6 +74,7 @@ def test_no_message_of_the_protocol_shows_a_secret_of_a_secret_object():
         api_pb2.FunctionMapResponse(function_call_jwt="1"),
         api_pb2.FunctionPutInputsResponseItem(input_jwt="1"),
         api_pb2.BlobGetResponse(download_url="1"),
+        api_pb2.SecretUpdateRequest(updates=[api_pb2.SecretUpdateRequest.Update(value="1")]),
         api_pb2.BlobCreateResponse(upload_url="1"),
         api_pb2.VolumeGetFile2Response(get_urls=["1"]),
     ],

@@ -55,8 +55,8 @@ class CallService:
         call.retried_by_client = is_waited_for(call) and (
             self._plane.config.switches.retry_delay == "client"
         )
-        self._plane.calls[call.id] = call
         self._plane.keep.called(call)
+        self._plane.calls[call.id] = call
         return api_pb2.FunctionMapResponse(
             function_call_id=call.id,
             function_call_jwt=encode_token(call=call.id),
