@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,20 @@ def test_the_first_trainer_runs(
         logs = "\n".join(line.text for line in plane.logs())
 
     assert f"finished at step {steps}" in logs
+
+
+@pytest.mark.slow
+def test_the_plane_in_python_preempts_the_first_trainer(tmp_path: Path) -> None:
+    """The guide's own lines, with the guide's own app beside them."""
+    first, plane = (
+        re.findall(r"```python\n(.*?)```", (ROOT / "docs/guides" / name).read_text(), re.DOTALL)[0]
+        for name in ("first-trainer.md", "local-plane.md")
+    )
+    (tmp_path / "app.py").write_text(first)
+    (tmp_path / "plane.py").write_text(plane)
+    done = subprocess.run(
+        [sys.executable, "plane.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'attempts': 2" in done.stdout
+    assert "runs/one/run.json" in done.stdout
