@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import logging
 import time
 from collections.abc import Callable
 
 import attrs
+
+logger = logging.getLogger("modalkit.local")
 
 
 class Pulse:
@@ -129,8 +132,15 @@ class Clock:
             _, _, timer = heapq.heappop(self._heap)
             action, timer.action = timer.action, None
             if action is not None:
-                action()
+                self._do(action)
         self._arm()
+
+    @staticmethod
+    def _do(action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception:  # or no timer would ring any more
+            logger.exception("bug in the local plane: a timer")
 
     def _arm(self) -> None:
         if self._alarm is not None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("modalkit.local")
 
 APPLICATION_ID: Final = int.from_bytes(b"mkit", "big")
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 SCHEMA: Final = f"""
 BEGIN;
 PRAGMA application_id = {APPLICATION_ID};
@@ -52,7 +52,7 @@ CREATE TABLE calls (
   id TEXT PRIMARY KEY, function TEXT REFERENCES functions ON DELETE CASCADE, kind INTEGER);
 CREATE TABLE inputs (
   id TEXT PRIMARY KEY, call TEXT REFERENCES calls ON DELETE CASCADE, idx INTEGER,
-  payload BLOB, output BLOB, finished_at REAL);
+  payload BLOB, retries INTEGER, output BLOB, finished_at REAL);
 CREATE INDEX inputs_of_call ON inputs (call);
 COMMIT;
 """
@@ -175,10 +175,21 @@ class Keep:
         """Keep an input, before the client is told that it was accepted."""
         if item.call.function.app.id in self._apps:
             payload = item.payload.SerializeToString()
-            nothing = {"output": None, "finished_at": None}
             self._put(
-                "inputs", id=item.id, call=item.call.id, idx=item.index, payload=payload, **nothing
+                "inputs",
+                id=item.id,
+                call=item.call.id,
+                idx=item.index,
+                payload=payload,
+                retries=item.retries,
+                output=None,
+                finished_at=None,
             )
+
+    def retried(self, item: Input) -> None:
+        """Keep how many retries an input has used."""
+        if item.call.function.app.id in self._apps:
+            self._write("UPDATE inputs SET retries = ? WHERE id = ?", item.retries, item.id)
 
     def finished(self, item: Input, output: api_pb2.FunctionGetOutputsItem, at: float) -> None:
         """Keep a result in the place of its input; its caller gets it even if that fails."""
@@ -332,10 +343,11 @@ class Keep:
     def _restore_inputs(self, plane: Plane) -> set[str]:
         """Return the ids of the blobs that they need."""
         blobs = set()
-        query = "SELECT id, call, idx, payload FROM inputs ORDER BY rowid"
-        for identifier, call_id, index, payload in self._db.execute(query):
+        query = "SELECT id, call, idx, payload, retries FROM inputs ORDER BY rowid"
+        for identifier, call_id, index, payload, retries in self._db.execute(query):
             call = plane.calls[call_id]
-            item = Input(identifier, call, index, api_pb2.FunctionInput.FromString(payload or b""))
+            given = api_pb2.FunctionInput.FromString(payload or b"")
+            item = Input(identifier, call, index, given, retries=retries)
             plane.inputs[item.id] = item
             call.inputs.append(item)
             call.unfinished += 1

@@ -31,6 +31,8 @@ IDLE_CLIENT_S: Final = 60.0
 """Silence after which a client is taken for dead; it sends a heartbeat every 15 s."""
 IDLE_CALLER_S: Final = 120.0
 """Modal cancels a `.remote()` "within about two minutes" after its caller disappears."""
+IDLE_MAP_S: Final = 3_600.0
+"""The same for `.map()`, whose client asks for nothing while its caller works on results."""
 CALL_EXPIRES_S: Final = 86_400.0
 """Modal's limit for a call that is waited for."""
 RESULTS_KEPT_S: Final = 7 * 86_400.0
@@ -72,12 +74,14 @@ class LifeSigns:
 
     def _look_at_call(self, call: Call) -> None:
         now, is_sync = self._plane.clock.monotonic(), is_waited_for(call)
-        if call.closed_at is not None:
+        if call.closed_at is not None and not call.unfinished:
             if now - call.closed_at > (FETCHED_KEPT_S if is_sync else RESULTS_KEPT_S):
                 self._forget(call)
         elif is_sync and not call.listeners:
             silence_s = time.monotonic() - call.last_listened
-            if silence_s > IDLE_CALLER_S:
+            if not call.inputs and silence_s > IDLE_CALLER_S:
+                self._forget(call)
+            elif silence_s > (IDLE_MAP_S if call.is_map else IDLE_CALLER_S):
                 logger.info("call %s: its caller has been silent for %.0f s", call.id, silence_s)
                 self._scheduler.cancel(call, kill_containers=False)
         elif is_sync and now - call.made_at > CALL_EXPIRES_S:
@@ -90,7 +94,8 @@ class LifeSigns:
     def _forget(self, call: Call) -> None:
         self._plane.keep.forgotten(call)
         del self._plane.calls[call.id]
-        self._plane.expired.add(call.id)
+        if not is_waited_for(call):
+            self._plane.expired.add(call.id)
         for item in call.inputs:
             self._plane.inputs.pop(item.id, None)
 

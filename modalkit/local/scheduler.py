@@ -56,13 +56,13 @@ class Scheduler:
     # ------------------------------------------------------------------ inputs in
 
     def add_input(self, call: Call, index: int, payload: api_pb2.FunctionInput) -> Input:
-        """Accept one input of *call* and queue it."""
+        """Accept one input of *call*, which is to be queued when all that come with it are kept."""
         item = Input(new_id("in"), call, index, payload)
+        self.plane.keep.accepted(item)
         self.plane.inputs[item.id] = item
         call.inputs.append(item)
         call.unfinished += 1
-        self.plane.keep.accepted(item)
-        self.enqueue(item)
+        call.closed_at = None
         return item
 
     def resume(self, unfinished: Iterable[Input]) -> None:
@@ -94,6 +94,8 @@ class Scheduler:
             linger_s: How long a batch that is not full waits for more.
         """
         function, clock = container.function, self.plane.clock
+        if again := self._undelivered(container):
+            return again
         container.on(Event.ASKED)
         if not container.has_asked:
             container.has_asked, container.idle_since = True, clock.monotonic()
@@ -114,6 +116,12 @@ class Scheduler:
             else:
                 container.on(Event.DRAINED)
         return None
+
+    def _undelivered(self, container: Container) -> list[Input]:
+        """Return what a container had been given when it asks again: the reply was lost."""
+        if container.function.definition.max_concurrent_inputs > 1:
+            return []  # it asks while it works
+        return [item for item in container.running.values() if item.owner is container]
 
     async def _linger(self, container: Container, most: int, linger_s: float) -> None:
         """Wait for a full batch; others may take what waits meanwhile."""
@@ -154,14 +162,29 @@ class Scheduler:
         item.timer = self.plane.clock.call_later(limit_s, expire)
 
     async def _time_out(self, item: Input, container: Container, limit_s: int) -> None:
+        if item.owner is not container:
+            return  # it answered in the meantime
         result = Result(
             status=Result.GENERIC_STATUS_TIMEOUT,
             exception=f"Task's current input hit its timeout of {limit_s}s",
         )
-        container.is_timed_out = True
+        was_interrupted, container.is_timed_out = container.is_timed_out, True
         self.fleet.drain(container)
         self.record(item, container, Outcome(result))
-        await self.launcher.interrupt_then_kill(container, LAST_WORDS_S)
+        if not was_interrupted:  # a second interrupt would strike the last words
+            await self.launcher.interrupt_then_kill(container, LAST_WORDS_S)
+
+    def _limit_cancelled(self, item: Input, container: Container) -> None:
+        """End a container that goes on with a cancelled input for as long as one may take."""
+
+        def expire() -> None:
+            if item.id in container.running and container.is_alive:
+                container.is_timed_out = True
+                self.fleet.drain(container)
+                self.plane.spawn(self.launcher.interrupt_then_kill(container, LAST_WORDS_S))
+
+        limit_s = container.function.definition.timeout_secs or DEFAULT_TIMEOUT_S
+        self.plane.clock.call_later(limit_s, expire)
 
     # ------------------------------------------------------------------ results out
 
@@ -194,8 +217,11 @@ class Scheduler:
                 self._run_again(item, 0.0)
             case state.Retry(delay_s):
                 item.retries += 1
+                self.plane.keep.retried(item)
                 self._run_again(item, delay_s)
-            case state.Finish():
+            case state.Finish(status):
+                if status is not None:
+                    outcome.result.status = status  # type: ignore[assignment]
                 self.finish(item, outcome, container)
 
     def _run_again(self, item: Input, delay_s: float) -> None:
@@ -291,6 +317,7 @@ class Scheduler:
             owner.cancelled.append(item.id)
             owner.is_told_to_cancel = True
             owner.pulse.beat()
+            self._limit_cancelled(item, owner)
             if kill_containers and owner.id not in told:
                 told.add(owner.id)
                 self.plane.spawn(self.preempt(owner, self.plane.config.grace_s))
@@ -310,8 +337,9 @@ class Scheduler:
         """Stop *app*: its inputs fail, its containers end."""
         if app.is_stopping:
             return
-        app.is_stopping, app.stopped_at = True, self.plane.clock.time()
-        self.plane.keep.stopped(app)
+        app.stopped_at = self.plane.clock.time()
+        self.plane.keep.stopped(app)  # if that fails, the app goes on
+        app.is_stopping = True
         containers = self._of(app, lambda c: c.is_alive)
         for item in list(self.plane.inputs.values()):
             if item.call.function.app is app and item.status in (Status.PENDING, Status.WAITING):

@@ -145,6 +145,8 @@ class App:
     logs: list[api_pb2.TaskLogsBatch] = attrs.field(factory=list)
     said: set[str] = attrs.field(factory=set)
     """What the plane itself has said in them."""
+    has_own_stream: bool = False
+    """Its client has followed its logs from the beginning."""
     open_streams: int = 0
     """Log streams that are being read."""
     is_stopping: bool = False
@@ -243,6 +245,8 @@ class Call:
     data_out: list[Any] = attrs.field(factory=list)  # api_pb2.DataChunk of a generator
     unfinished: int = 0
     """Inputs that have no final output yet."""
+    is_map: bool = False
+    """Its caller takes results one by one, at his own pace."""
     retried_by_client: bool = False
     """The client waits and sends failed inputs again, not the plane."""
     made_at: float = 0.0
@@ -373,7 +377,9 @@ class Retry:
 
 @attrs.frozen
 class Finish:
-    """It is done, with what it has."""
+    """It is done, with what it has, or with another status of api_pb2.GenericResult."""
+
+    status: int | None = None
 
 
 Verdict = Requeue | Retry | Finish
@@ -405,12 +411,22 @@ def after_output(
         if switches.preempted_output == "requeued":
             return Requeue()
         if switches.preempted_output == "final":
-            return Finish()
+            return _finish_for_good(item)
+        if item.call.retried_by_client:
+            return Finish(api_pb2.GenericResult.GENERIC_STATUS_FAILURE)  # which it retries
         failed = True
+    if terminated and (container.is_timed_out or container.is_told_to_cancel):
+        return Requeue()  # another input was meant, and modal's client cancels all that it has
     policy = item.call.function.definition.retry_policy
     if failed and item.retries < policy.retries and not item.call.retried_by_client:
         return Retry(retry_delay_s(policy, item.retries))
     return Finish()
+
+
+def _finish_for_good(item: Input) -> Finish:
+    """Return the end that no retry follows, not even one by a client that retries by itself."""
+    is_retried = item.call.retried_by_client
+    return Finish(api_pb2.GenericResult.GENERIC_STATUS_TERMINATED if is_retried else None)
 
 
 def after_loss(item: Input, container: Container, switches: Switches) -> Verdict:
@@ -420,16 +436,18 @@ def after_loss(item: Input, container: Container, switches: Switches) -> Verdict
     Args:
         item: The input that it had.
         container: The container that is gone. One that was preempted, or interrupted because
-            another of its inputs was cancelled, costs nothing.
+            another of its inputs was cancelled or ran out of time, costs nothing.
         switches: How to read what is unknown about Modal.
     """
     if container.start_failure is not None or item.call.function.app.is_stopping:
         return Finish()
-    if container.is_preempted or (container.left_orderly and container.is_told_to_cancel):
+    was_interrupted = container.is_told_to_cancel and container.left_orderly
+    if container.is_preempted or container.is_timed_out or was_interrupted:
         return Requeue()
     if container.left_orderly and switches.stray_interrupt != "counted":
         item.stray_interrupts += 1
         goes_on = item.stray_interrupts <= MAX_STRAY_INTERRUPTS
-        return Requeue() if switches.stray_interrupt == "requeued" and goes_on else Finish()
+        is_free = switches.stray_interrupt == "requeued" and goes_on
+        return Requeue() if is_free else _finish_for_good(item)
     item.losses += 1
-    return Requeue() if item.losses <= MAX_LOSSES else Finish()
+    return Requeue() if item.losses <= MAX_LOSSES else _finish_for_good(item)

@@ -88,3 +88,15 @@ def test_each_timer_rings_once_no_earlier_than_due_and_in_order(
             assert rung == sorted(delay for delay in delays if delay <= moved)
 
     asyncio.run(main())
+
+
+def test_a_timer_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> bool:
+        clock, rung = Clock(), asyncio.Event()
+        clock.call_later(0.01, lambda: 1 // 0)
+        clock.call_later(0.02, rung.set)
+        await asyncio.wait_for(rung.wait(), 10)
+        return rung.is_set()
+
+    assert asyncio.run(main())
+    assert "ZeroDivisionError" in caplog.text

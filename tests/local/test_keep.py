@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import modal
@@ -193,7 +194,7 @@ def test_a_file_that_is_damaged_foreign_or_of_another_version_is_refused(tmp_pat
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(LocalPlaneError, match=r"its format is 99, this one's 1.*delete the file"):
+    with pytest.raises(LocalPlaneError, match=r"its format is 99, this one's 2.*delete the file"):
         Keep(path)
     path.write_bytes(good[:100] + b"?" * (len(good) - 100))
     with pytest.raises(LocalPlaneError, match=r"cannot be read.*delete it"):
@@ -233,3 +234,39 @@ def test_what_was_written_is_there_after_a_kill(tmp_path: Path) -> None:
     keep = Keep(tmp_path / "plane.db")
     assert keep._number("SELECT count(*) FROM uploads") >= last + 1
     keep.close()
+
+
+TRIES = """
+import modal, time
+
+app = modal.App("tries")
+state = modal.Dict.from_name("tries", create_if_missing=True)
+
+
+@app.function(retries=modal.Retries(max_retries=3, initial_delay=1.0, backoff_coefficient=1.0))
+def third_time_lucky(x):
+    attempt = state[x] = state.get(x, 0) + 1
+    print("attempt", attempt, flush=True)
+    if attempt == 1:
+        raise ValueError("at first")
+    if attempt == 2:
+        time.sleep(200)
+    return x
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["capped", "client"])
+def test_a_map_goes_on_over_the_death_of_the_plane(tmp_path: Path, who: str) -> None:
+    app = tmp_path / "tries.py"
+    app.write_text(TRIES)
+    options = {"engine": "inline", "snapshots": False, "profile": f"lenient,retry_delay={who}"}
+    with ThreadPoolExecutor() as pool, LocalPlane(tmp_path / "state", **options) as first:
+        first.deploy(str(app))
+        found = modal.Function.from_name("tries", "third_time_lucky", client=first.client())
+        results = pool.submit(lambda: list(found.map([7])))
+        first.wait_for_line("attempt 2")
+        kill(first)
+        with LocalPlane(tmp_path / "state", **options) as second:
+            second.wait_for_line("attempt 3", timeout_s=60)
+            assert results.result(timeout=60) == [7]

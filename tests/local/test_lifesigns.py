@@ -93,6 +93,38 @@ def test_results_are_kept_as_long_as_modal_says_and_then_forgotten(
     assert asyncio.run(main()) == (True, False)
 
 
+def test_a_call_that_got_a_further_input_is_not_forgotten_while_that_runs(tmp_path: Path) -> None:
+    async def main() -> tuple[bool, bool]:
+        world = World(tmp_path, SYNC)
+        world.scheduler.finish(world.item, Outcome(Result()))
+        world.scheduler.add_input(world.call, 1, api_pb2.FunctionInput())
+        world.call.listeners = 1
+        world.plane.clock.advance(700)
+        world.look()
+        return "fc-1" in world.plane.calls, world.call.closed_at is None
+
+    assert asyncio.run(main()) == (True, True)
+
+
+def test_the_caller_of_a_map_may_take_his_time_with_results(tmp_path: Path) -> None:
+    world = World(tmp_path, SYNC)
+    world.call.is_map = True
+    world.call.last_listened -= 1800
+    world.look()
+    assert world.item.status is not Status.DONE
+    world.call.last_listened -= 1800
+    world.look()
+    assert world.item.status is Status.DONE
+
+
+def test_a_call_that_never_got_an_input_is_forgotten_with_its_caller(tmp_path: Path) -> None:
+    world = World(tmp_path, SYNC)
+    world.call.inputs.clear()
+    world.call.last_listened -= 121
+    world.look()
+    assert "fc-1" not in world.plane.calls
+
+
 def test_trouble_with_one_call_does_not_end_the_looking(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from typing import TYPE_CHECKING
@@ -144,7 +145,8 @@ class AppService:
     async def AppStop(self, request: api_pb2.AppStopRequest) -> Empty:
         app = self._app(request.app_id)
         self._plane.deployed = {name: i for name, i in self._plane.deployed.items() if i != app.id}
-        await self._scheduler.stop_app(app)
+        # A client that goes away stops the waiting, not the stopping.
+        await asyncio.shield(self._plane.spawn(self._scheduler.stop_app(app)))
         return Empty()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ class CallService:
     def __init__(self, plane: Plane, scheduler: Scheduler) -> None:
         self._plane = plane
         self._scheduler = scheduler
+        self._generation = secrets.token_hex(4)
 
     def _call(self, call_id: str) -> Call:
         if call_id not in self._plane.calls:
@@ -37,8 +39,18 @@ class CallService:
     def _accept(
         self, call: Call, items: Iterable[api_pb2.FunctionPutInputsItem]
     ) -> list[api_pb2.FunctionPutInputsResponseItem]:
-        with self._plane.keep.together():
-            accepted = [self._scheduler.add_input(call, item.idx, item.input) for item in items]
+        before = len(call.inputs)
+        try:
+            with self._plane.keep.together():
+                accepted = [self._scheduler.add_input(call, item.idx, item.input) for item in items]
+        except BaseException:
+            for item in call.inputs[before:]:
+                del self._plane.inputs[item.id]
+            call.unfinished -= len(call.inputs) - before
+            del call.inputs[before:]
+            raise
+        for item in accepted:
+            self._scheduler.enqueue(item)
         return [_receipt(item) for item in accepted]
 
     async def FunctionMap(self, request: api_pb2.FunctionMapRequest) -> api_pb2.FunctionMapResponse:
@@ -51,6 +63,7 @@ class CallService:
             request.function_call_invocation_type,
             parent_input_id=request.parent_input_id,
         )
+        call.is_map = request.function_call_type == api_pb2.FUNCTION_CALL_TYPE_MAP
         call.made_at, call.last_listened = self._plane.clock.monotonic(), time.monotonic()
         call.retried_by_client = is_waited_for(call) and (
             self._plane.config.switches.retry_delay == "client"
@@ -101,7 +114,9 @@ class CallService:
         if request.function_call_id in self._plane.expired:
             return api_pb2.FunctionGetOutputsResponse()  # nothing, and nothing to come
         call = self._call(request.function_call_id)
-        position = int(request.last_entry_id.partition("-")[0] or 0)
+        seen, _, generation = request.last_entry_id.partition("-")
+        # One plane counts attempts that another has not kept: begin anew, a client drops doubles.
+        position = int(seen or 0) if generation == self._generation else 0
 
         def outputs() -> list[api_pb2.FunctionGetOutputsItem]:
             if not request.HasField("start_idx"):
@@ -120,7 +135,7 @@ class CallService:
         return api_pb2.FunctionGetOutputsResponse(
             outputs=found,
             idxs=[output.idx for output in found],
-            last_entry_id=f"{len(call.outputs)}-0",
+            last_entry_id=f"{len(call.outputs)}-{self._generation}",
             num_unfinished_inputs=call.unfinished,
         )
 

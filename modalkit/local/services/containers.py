@@ -77,7 +77,10 @@ class ContainerService:
                 started_at=output.input_started_at,
                 created_at=output.output_created_at,
             )
-            self._scheduler.record(self._plane.inputs[output.input_id], self._caller, outcome)
+            item = self._plane.inputs.get(output.input_id)
+            # A reply that was lost brings an output once more; its input may be at its next try.
+            if item is not None and output.retry_count >= item.retries:
+                self._scheduler.record(item, self._caller, outcome)
         return Empty()
 
     async def TaskResult(self, request: api_pb2.TaskResultRequest) -> Empty:

@@ -42,6 +42,8 @@ class LogService:
         deadline = clock.monotonic() + request.timeout
         is_broken = True
         app.open_streams += 1
+        # Only the app's own client follows it before it is there; others come and go.
+        app.has_own_stream |= app.app_state == api_pb2.APP_STATE_INITIALIZING
         try:
             while True:
                 is_over = container is not None and not container.is_alive
@@ -59,7 +61,7 @@ class LogService:
         finally:
             app.open_streams -= 1
             app.last_seen = time.monotonic()
-            if is_broken and not app.is_stopping:
+            if is_broken and app.has_own_stream and not app.is_stopping:
                 self._plane.spawn(self._leave_if_silent(app, LOST_CLIENT_S))
 
     def _app(self, app_id: str, container: Container | None = None) -> App:
