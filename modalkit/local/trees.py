@@ -42,9 +42,19 @@ def scan(root: Path, *, shared: bool = False, layer: bool = False) -> Tree:
         root: The directory.
         shared: Its files are replaced and never written to, and have hard links elsewhere.
         layer: It is the upper layer of an overlay.
+
+    Raises:
+        OSError: A directory cannot be read.
     """
     entries: Tree = {}
-    for directory, directories, files in os.walk(root):
+
+    def refuse(error: OSError) -> None:
+        # What cannot be read is not gone; only what went away meanwhile is.
+        is_gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if not is_gone or error.filename == str(root):
+            raise error
+
+    for directory, directories, files in os.walk(root, onerror=refuse):
         for name in (*directories, *files):
             path = Path(directory, name)
             with contextlib.suppress(FileNotFoundError):
@@ -156,8 +166,11 @@ def put(
         staged.unlink(missing_ok=True)
 
 
-def remove(path: Path) -> None:
-    """Remove an entry that may be gone."""
+def remove(root: Path, relative: str) -> None:
+    """Remove an entry of a tree that may be gone."""
+    path = root / relative
+    if any((root / parent).is_symlink() for parent in Path(relative).parents):
+        return  # what a link leads to is another entry, or not of this tree
     # A directory goes only when it is empty: what is in it belongs to somebody else.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if path.is_dir() and not path.is_symlink():

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -203,11 +203,10 @@ class View:
             for path in changed:
                 if path not in left_out:
                     self._stage(path, now[path], staged, whole=busy is not None)
+            if busy is not None and gone and not self._stands_still(now, changed, staged):
+                gone = []
             with self.volume.changing() as tree:
-                for path in gone:
-                    trees.remove(tree / path)
-                    del self._mine[path]
-                    self._theirs.pop(path, None)
+                # Added first: a plane that is killed meanwhile has lost nothing.
                 for path, copy in staged.items():
                     if copy is None:
                         trees.make_directory(tree, Path(path))
@@ -215,10 +214,25 @@ class View:
                         trees.place(copy, tree, path)
                     self._mine[path] = now[path]
                     self._theirs[path] = trees.stamp_of(tree / path, shared=True) or ()
+                for path in gone:
+                    trees.remove(tree, path)
+                    del self._mine[path]
+                    self._theirs.pop(path, None)
         finally:
             for copy in filter(None, staged.values()):
                 copy.unlink(missing_ok=True)
         return len(gone) + len(staged)
+
+    def _stands_still(
+        self, now: trees.Tree, changed: Sequence[str], staged: Mapping[str, Path | None]
+    ) -> bool:
+        """
+        Tell whether what is gone may be removed: not while it may be on its way to another name.
+
+        Of a file that is moved while it is open, or during the scan, only the old name's end would
+        be seen. Who commits himself waits for it; a background commit comes again.
+        """
+        return len(staged) == len(changed) and self._scan().keys() == now.keys()
 
     def _stage(
         self, path: str, stamp: trees.Stamp, staged: dict[str, Path | None], *, whole: bool
@@ -241,7 +255,7 @@ class View:
         view, staging, link = inside / "tree", inside / "staging", self.kind == "links"
         tree = trees.scan(self.volume.committed, shared=True)
         for path in sorted(self._theirs.keys() - tree.keys(), reverse=True):
-            trees.remove(view / path)
+            trees.remove(view, path)
             del self._theirs[path]
             self._mine.pop(path, None)
         for path, stamp in sorted(tree.items()):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -565,6 +567,91 @@ def test_a_commit_does_not_write_through_a_link_of_another_container(views, tmp_
     first.commit()
 
     assert list(outside.iterdir()) == []
+
+
+def test_a_commit_removes_nothing_through_a_link_of_another_container(views, volume, tmp_path):
+    first, second = views
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "model").write_text("precious")
+    (first.path / "latest").mkdir()
+    (first.path / "latest" / "model").write_text("old")
+    first.commit()
+    second.reload()
+    (second.path / "latest" / "model").unlink()
+    (second.path / "latest").rmdir()
+    (second.path / "latest").symlink_to(tmp_path / "host")
+    second.commit()
+    (first.path / "latest" / "model").unlink()
+    first.commit()
+    assert (tmp_path / "host" / "model").read_text() == "precious"
+
+
+def test_a_directory_that_cannot_be_read_is_not_taken_for_empty(views, volume):
+    view, _ = views
+    (view.path / "kept").write_text("x")
+    view.commit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(OSError, match="Too many open files"):
+            view.commit()
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (volume.committed / "kept").exists()
+
+
+def test_a_background_commit_removes_nothing_that_is_on_its_way_to_another_name(views, volume):
+    view, _ = views
+    (view.path / "log").write_text("x")
+    view.commit()
+    (view.path / "log").rename(view.path / "log.1")
+    view.commit(lambda: {"log.1"})  # it is still being written
+    assert (volume.committed / "log").exists()
+    view.commit()
+    assert {path.name for path in volume.committed.iterdir()} == {"log.1"}
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from modalkit.local.views import View
+from modalkit.local.volumes import VolumeRegistry
+
+root, changes = Path(sys.argv[1]), int(sys.argv[2])
+volume = VolumeRegistry(root / "volumes").get_or_create("data", 0, create=True)
+view = View(volume, root / "views" / "one" / "data")
+(view.path / "ckpt-1").write_text("1")
+view.commit()
+(view.path / "ckpt-2").write_text("2")
+(view.path / "ckpt-1").unlink()
+left = [changes]
+
+def on_change(event, arguments):
+    if event in ("os.rename", "os.remove"):
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(9)
+
+sys.addaudithook(on_change)
+view.commit()
+"""
+
+
+def test_a_commit_that_is_killed_loses_no_file_for_another(tmp_path):
+    codes = []
+    for changes in range(6):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / str(changes)), str(changes)]
+        codes.append(subprocess.run(command, check=False).returncode)
+        [committed] = (tmp_path / str(changes) / "volumes").glob("*/committed")
+        assert list(committed.glob("ckpt-*")), changes
+    assert codes[0] == 9
+    assert codes[-1] == 0
 
 
 def test_put_refuses_the_root(volume, tmp_path):
