@@ -7,11 +7,14 @@ it is.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from aiohttp import web
 
@@ -41,6 +44,18 @@ async def start_http(plane: Plane) -> web.AppRunner:
     return runner
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that has its name only when all of it is written; others may write it too."""
+    temporary = path.with_name(f"~{uuid.uuid4().hex}")  # a name that nothing uploaded has
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 class _Files:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
@@ -53,7 +68,7 @@ class _Files:
     async def put_blob(self, request: web.Request) -> web.Response:
         """Store one payload; the client compares the ETag with the MD5 that it computed."""
         digest = hashlib.md5(usedforsecurity=False)
-        with self._blob(request).open("wb") as file:
+        with whole(self._blob(request)) as file:
             async for chunk in request.content.iter_chunked(CHUNK_BYTES):
                 file.write(chunk)
                 digest.update(chunk)

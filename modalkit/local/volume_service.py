@@ -194,7 +194,6 @@ class VolumeService:
     async def VolumePutFiles(self, request: api_pb2.VolumePutFilesRequest) -> Empty:
         """Put uploaded files into the committed tree, all of them or none."""
         volume = self._volume(request.volume_id)
-        _check_targets(volume, [f.filename for f in request.files], request)
         for file in request.files:
             if not SHA256.fullmatch(file.sha256_hex):
                 raise GRPCError(Status.INVALID_ARGUMENT, f"{file.sha256_hex!r} is no sha256")
@@ -202,6 +201,7 @@ class VolumeService:
                 raise GRPCError(Status.NOT_FOUND, f"{file.filename}: was never uploaded")
 
         def put() -> None:
+            _check_targets(volume, [f.filename for f in request.files], request)
             for file in request.files:
                 volume.put(self._plane.file_store / file.sha256_hex, file.filename)
                 if file.HasField("mode") and file.mode:
@@ -227,7 +227,7 @@ class VolumeService:
             if not await asyncio.to_thread(self._has_block, block)
         ]
         if not missing:
-            await _change(volume, lambda: self._assemble(volume, request.files))
+            await _change(volume, lambda: self._assemble(volume, request))
         return api_pb2.VolumePutFiles2Response(missing_blocks=missing)
 
     def _has_block(self, block: api_pb2.VolumePutFiles2Request.Block) -> bool:
@@ -235,10 +235,9 @@ class VolumeService:
         # A block that another client is uploading at this moment is there in part.
         return path.is_file() and sha256(path.read_bytes()).digest() == block.contents_sha256
 
-    def _assemble(
-        self, volume: Volume, files: Iterable[api_pb2.VolumePutFiles2Request.File]
-    ) -> None:
-        for file in files:
+    def _assemble(self, volume: Volume, request: api_pb2.VolumePutFiles2Request) -> None:
+        _check_targets(volume, [f.path for f in request.files], request)  # others may have come
+        for file in request.files:
             with tempfile.NamedTemporaryFile(dir=volume.staging) as whole:
                 for index, block in enumerate(file.blocks):
                     whole.seek(index * BLOCK_BYTES)
@@ -289,6 +288,11 @@ class VolumeService:
             goal = target / source.name if into else target
             if source.is_dir() and (goal == source or source in goal.parents or goal.is_file()):
                 message = f"cannot copy the directory {name} to {request.dst_path}"
+                raise GRPCError(Status.INVALID_ARGUMENT, message)
+            if not source.is_dir() and goal.is_dir():
+                message = (
+                    f"cannot replace the directory {goal.name} in {request.dst_path} by {name}"
+                )
                 raise GRPCError(Status.INVALID_ARGUMENT, message)
             if goal != source:
                 pairs.append((source, goal))
@@ -422,10 +426,15 @@ def _check_targets(
     names: Iterable[str],
     request: api_pb2.VolumePutFilesRequest | api_pb2.VolumePutFiles2Request,
 ) -> None:
-    for name in names:
-        target = _inside(volume, name, follow=False)
+    targets = [(name, _inside(volume, name, follow=False)) for name in names]
+    taken = {target for _, target in targets}
+    for name, target in targets:
         if target.is_dir() or (target.exists() and request.disallow_overwrite_existing_files):
             raise GRPCError(Status.ALREADY_EXISTS, f"{name}: already exists")
+        for parent in target.parents:
+            if parent.is_file() or parent in taken:
+                message = f"{name}: {parent.name} already exists, and is no directory"
+                raise GRPCError(Status.ALREADY_EXISTS, message)
 
 
 def _block_name(block: api_pb2.VolumePutFiles2Request.Block) -> str:

@@ -24,6 +24,8 @@ from modalkit.local import trees
 
 NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,63}")
 RECORD: Final = "volume.json"
+DELETED: Final = "~deleted-"
+"""Before the id, in the name of a directory that is being removed."""
 
 
 @attrs.define(eq=False)
@@ -212,6 +214,8 @@ class VolumeRegistry:
         self._lock = threading.Lock()
         self._volumes: dict[str, Volume] = {}
         root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(f"{DELETED}*"):  # by a plane that was killed
+            trees.remove_all(left)
         for record in sorted(root.glob(f"*/{RECORD}")):
             volume = _load(record)
             if volume.name:
@@ -292,7 +296,10 @@ class VolumeRegistry:
             volume = self._volumes.pop(id)
         with volume.changing():
             volume.is_deleted = True
-            trees.remove_all(volume.root)
+            # Under another name first: what is left of it when the plane is killed is no Volume.
+            deleted = volume.root.with_name(f"{DELETED}{volume.id}")
+            volume.root.rename(deleted)
+            trees.remove_all(deleted)
 
     def close(self) -> None:
         """Remove the ephemeral Volumes."""

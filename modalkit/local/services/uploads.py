@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
-from modalkit.local.blobs import BLOB_ID
+from modalkit.local.blobs import BLOB_ID, whole
 from modalkit.local.core import IMAGE_BUILDER, Image, Mount
 from modalkit.local.image_commands import Layer, normal
 from modalkit.local.state import new_id
@@ -83,7 +83,8 @@ class UploadService:
 
     def _keep(self, file: api_pb2.ImageContextFile) -> api_pb2.MountFile:
         digest = hashlib.sha256(file.data).hexdigest()
-        (self._plane.file_store / digest).write_bytes(file.data)
+        with whole(self._plane.file_store / digest) as kept:
+            kept.write(file.data)
         return api_pb2.MountFile(filename=file.filename, sha256_hex=digest)
 
     def _has(self, sha256_hex: str) -> bool:
@@ -102,12 +103,20 @@ class UploadService:
     ) -> api_pb2.MountPutFileResponse:
         kind = request.WhichOneof("data_oneof")
         if not self._has(request.sha256_hex) and kind is not None:
-            target = self._plane.file_store / request.sha256_hex
-            if kind == "data_blob_id":
-                os.link(self._plane.blob_store / _blob_name(request.data_blob_id), target)
-            else:
-                target.write_bytes(request.data)
+            self._take(request)
         return api_pb2.MountPutFileResponse(exists=self._has(request.sha256_hex))
+
+    def _take(self, request: api_pb2.MountPutFileRequest) -> None:
+        """Keep a file that was uploaded, if it is the one that it is called."""
+        target = self._plane.file_store / request.sha256_hex
+        data = request.data
+        if request.WhichOneof("data_oneof") == "data_blob_id":
+            data = (self._plane.blob_store / _blob_name(request.data_blob_id)).read_bytes()
+        if hashlib.sha256(data).hexdigest() != request.sha256_hex:
+            message = f"what was uploaded as {request.sha256_hex} is another file"
+            raise GRPCError(Status.INVALID_ARGUMENT, message)
+        with whole(target) as kept:
+            kept.write(data)
 
     async def MountGetOrCreate(
         self, request: api_pb2.MountGetOrCreateRequest
