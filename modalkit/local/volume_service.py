@@ -290,9 +290,7 @@ class VolumeService:
                 message = f"cannot copy the directory {name} to {request.dst_path}"
                 raise GRPCError(Status.INVALID_ARGUMENT, message)
             if not source.is_dir() and goal.is_dir():
-                message = (
-                    f"cannot replace the directory {goal.name} in {request.dst_path} by {name}"
-                )
+                message = f"{goal.name} in {request.dst_path} is a directory, and {name} is none"
                 raise GRPCError(Status.INVALID_ARGUMENT, message)
             if goal != source:
                 pairs.append((source, goal))
