@@ -99,6 +99,8 @@ class Launcher:
         finally:
             if container.returncode is None:
                 self.send(container, signal.SIGKILL)
+            if container.template is not None and not container.template.is_ready:
+                container.template.close()
             if server is not None:
                 server.close()
 
@@ -253,7 +255,7 @@ class Launcher:
         definition = container.function.definition
         limit_s = definition.startup_timeout_secs or definition.timeout_secs or DEFAULT_STARTUP_S
         if await self.plane.clock.wait_until(
-            container.pulse, lambda: container.state is not State.BOOTING, limit_s
+            container.pulse, lambda: container.has_started or not container.is_alive, limit_s
         ):
             return
         container.start_failure = api_pb2.GenericResult(
@@ -285,6 +287,8 @@ class Launcher:
     def interrupt(self, container: Container, *, everyone: bool) -> None:
         """Send SIGINT to the main process, or to every process of the container."""
         others = container.pids()[1:] if everyone else []
+        if not container.is_alive:
+            return
         self.send(container, signal.SIGINT)
         for pid in others:
             with contextlib.suppress(ProcessLookupError):

@@ -83,14 +83,28 @@ class Fleet:
         return self._room(function) > 0
 
     def _room(self, function: Function) -> int:
-        return self._most(function) - len(function.live) - self._leaving(function)
+        taken = len(function.live) + self._leaving(function)
+        room = self._most(function) - taken
+        if room > 0 or function.definition.autoscaler_settings.max_containers:
+            return room
+        # The limit is this machine's, not the app's: calls may be nested to any depth.
+        return room + self._waiting_for_others(function)
+
+    def _waiting_for_others(self, function: Function) -> int:
+        """Count the containers of which each input waits for a call that it has made."""
+        waiting = {
+            call.parent_input_id
+            for call in self.plane.calls.values()
+            if call.unfinished and call.parent_input_id and state.is_waited_for(call)
+        }
+        return sum(bool(c.running) and waiting.issuperset(c.running) for c in function.live)
 
     def is_spare(self, function: Function) -> bool:
         """Tell whether one of the idle containers of *function* may go."""
         return len(function.live) > self._wanted(function)
 
     def _wanted(self, function: Function) -> int:
-        is_published = function.id in function.app.function_ids.values()
+        is_published = function.base or function.id in function.app.function_ids.values()
         least = int(function.definition.autoscaler_settings.min_containers) if is_published else 0
         if not function.definition.autoscaler_settings.buffer_containers:
             return least
@@ -184,7 +198,8 @@ class Fleet:
 
     def _bury(self, container: Container) -> None:
         function = container.function
-        was_wanted = container.state is not State.DRAINING
+        is_retired = container.holds_snapshot and container not in function.snapshot_makers
+        was_wanted = container.state not in (State.DRAINING, State.TEMPLATE) and not is_retired
         if container.is_alive:
             container.on(Event.EXITED)
         container.exited_at = self.plane.clock.time()
@@ -234,6 +249,9 @@ class Fleet:
         delay_s = min(2.0 ** (function.starts_failed - 2), state.MAX_CRASH_DELAY_S)
         self.plane.tell(function.app, f"{text}; the next one starts in {delay_s:g} s")
 
+        if function.pause is not None:
+            function.pause.cancel()
+
         def go_on() -> None:
             function.pause = None
             self.scale(function)
@@ -258,6 +276,7 @@ class Fleet:
         if function.pause is not None:
             function.pause.cancel()
             function.pause = None
+        self.scale(function)
 
     async def close_when_childless(self, maker: Container) -> None:
         """End the process that holds a snapshot once nothing runs that was restored from it."""

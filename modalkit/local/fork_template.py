@@ -92,9 +92,7 @@ class ForkTemplate:
         data = json.dumps({**order, "container": container_id}).encode()
         try:
             async with self._sending:
-                socket.send_fds(
-                    self._connection, [len(data).to_bytes(4, "big")], [stdout_fd, stderr_fd]
-                )
+                await self._send_fds(len(data).to_bytes(4, "big"), [stdout_fd, stderr_fd])
                 await loop.sock_sendall(self._connection, data)
             return await self._pids[container_id]
         except OSError as error:
@@ -103,6 +101,22 @@ class ForkTemplate:
             ) from error
         finally:
             del self._pids[container_id]
+
+    async def _send_fds(self, data: bytes, descriptors: list[int]) -> None:
+        """Send descriptors along, once there is room: asyncio has nothing for them."""
+        assert self._connection is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                socket.send_fds(self._connection, [data], descriptors)
+                return
+            except BlockingIOError:
+                has_room = loop.create_future()
+                loop.add_writer(self._connection, has_room.set_result, None)
+                try:
+                    await has_room
+                finally:
+                    loop.remove_writer(self._connection)
 
     async def wait_exit(self, container_id: str) -> int:
         """

@@ -36,13 +36,16 @@ def held_below(pids: Iterable[int], mount_point: str) -> Iterator[Held]:
     Working directories, open files and directories, and mapped files count. The kernel names them
     as their own process sees them: a mount there need not exist here.
     """
-    base = os.path.realpath(mount_point)
+    # Links of this machine in the path may be true directories there.
+    bases = dict.fromkeys((os.path.realpath(mount_point), os.path.normpath(mount_point)))
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
             for path, how, is_written in (*_links(pid), *_maps(pid)):
                 named = path.removesuffix(" (deleted)")
-                if named == base or named.startswith(base + "/"):
-                    yield Held(os.path.relpath(named, base), pid, how, is_written)
+                for base in bases:
+                    if named == base or named.startswith(base + "/"):
+                        yield Held(os.path.relpath(named, base), pid, how, is_written)
+                        break
 
 
 def _links(pid: int) -> Iterator[tuple[str, str, bool]]:

@@ -440,7 +440,7 @@ class LocalPlane(RunningPlane):
 
     def __enter__(self) -> Self:
         runtime, configuration = self._configure(stays=False)
-        self._runtime = runtime
+        self._runtime, self._watch = runtime, Watch(self)
         try:
             self._process = plane_process.start(configuration)
             self.pid = plane_process.greeting(self._process).pid

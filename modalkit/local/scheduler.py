@@ -99,6 +99,7 @@ class Scheduler:
         container.on(Event.ASKED)
         if not container.has_asked:
             container.has_asked, container.idle_since = True, clock.monotonic()
+            container.pulse.beat()
         function.starts_failed = 0
         while container.state is not State.DRAINING:
             settings = function.definition.autoscaler_settings  # may change while this one waits

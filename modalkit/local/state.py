@@ -179,6 +179,8 @@ class Function:
     pause: Timer | None = None
     """While it crashes only: due when the next container starts."""
     version: int = 0
+    coming: Function | None = None
+    """What it is to be once the deploy that is going on is published."""
     snapshot_makers: list[Container] = attrs.field(factory=list)
     """The containers that are making a snapshot of this version, or hold one."""
     snapshots_wanted: int = 1
@@ -349,6 +351,11 @@ class Container:
         if changed:
             self.pulse.beat()
             self.function.pulse.beat()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it is through with its imports and enter hooks."""
+        return self.has_asked or self.state is State.TEMPLATE
 
     @property
     def is_alive(self) -> bool:

@@ -255,6 +255,8 @@ class View:
         view, staging, link = inside / "tree", inside / "staging", self.kind == "links"
         tree = trees.scan(self.volume.committed, shared=True)
         for path in sorted(self._theirs.keys() - tree.keys(), reverse=True):
+            if f"{self.sub_path}/".startswith(f"{path}/"):
+                continue  # it is mounted by itself, and a directory made anew would not be
             trees.remove(view, path)
             del self._theirs[path]
             self._mine.pop(path, None)

@@ -1,5 +1,7 @@
 """Deployed apps: redeploys, snapshots of versions, scale-down, stop."""
 
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -148,3 +150,59 @@ def test_a_call_while_the_snapshot_is_made_waits_for_it(tmp_path: Path) -> None:
         assert time.monotonic() - started < 30
         kinds = sorted(c.kind for c in plane.containers(all=True) if "Server" in c.function)
         assert kinds.count("snapshotting") == 1
+
+
+PARTIAL = """
+import modal
+
+app = modal.App("partial")
+
+
+@app.function(min_containers=MINIMUM)
+def first():
+    CALL
+
+
+@app.function()
+def second():
+    return "second"
+MORE
+"""
+
+
+@pytest.mark.slow
+def test_a_deploy_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "partial.py"
+
+    def deploy(call: str, more: str = "") -> None:
+        path.write_text(PARTIAL.replace("MINIMUM", "0").replace("CALL", call).replace("MORE", more))
+        plane.deploy(str(path))
+
+    mount = 'modal.CloudBucketMount("bucket")'
+    refused = f'\n\n@app.function(volumes={{"/b": {mount}}})\ndef third():\n    pass\n'
+    with LocalPlane(engine="inline") as plane:
+        deploy("return 1")
+        first = modal.Function.from_name("partial", "first", client=plane.client())
+        with pytest.raises(subprocess.CalledProcessError):
+            deploy("return 2", refused)
+        assert first.remote() == 1
+        deploy("return 3")
+        assert first.remote() == 3
+
+
+@pytest.mark.slow
+def test_new_code_never_runs_with_the_functions_of_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "partial.py"
+    code = PARTIAL.replace("MINIMUM", "1").replace("MORE", "")
+    with LocalPlane(engine="inline") as plane:
+        path.write_text(code.replace("CALL", "return 1").replace("second", "other"))
+        plane.deploy(str(path))
+        path.write_text(code.replace("CALL", "return second.remote()"))
+        with plane.faults.delay("AppPublish", seconds=4) as held:
+            deploying = threading.Thread(target=plane.deploy, args=(str(path),))
+            deploying.start()
+            plane.wait_for(lambda _: held.strikes == 1, timeout_s=30)
+            first = modal.Function.from_name("partial", "first", client=plane.client())
+            assert first.remote() == 1
+            deploying.join()
+        assert first.remote() == "second"

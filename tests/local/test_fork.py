@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -289,3 +290,36 @@ def test_no_other_module_reaches_into_modal():
             if any(isinstance(name, str) and name.startswith("modal._") for name in names):
                 reaching.add(path.name)
     assert reaching == {"_private.py", "boot.py"}
+
+
+def test_orders_wait_for_room_in_the_connection(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        template = await ForkTemplate.listen(tmp_path / "s")
+        process = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        process.connect(str(tmp_path / "s"))
+        process.sendall(b'{"op": "ready"}\n')
+        await template.wait_ready()
+        order = {"text": "x" * 20_000}
+        names = [f"ta-{number}" for number in range(100)]
+        orders = [
+            asyncio.create_task(template.fork(name, order, stdout_fd=1, stderr_fd=2))
+            for name in names
+        ]
+        await asyncio.sleep(0.1)
+        assert not any(task.done() for task in orders)
+
+        def answer() -> None:
+            for number, name in enumerate(names):
+                header, descriptors, _, _ = socket.recv_fds(process, 4, 2, socket.MSG_WAITALL)
+                process.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                text = json.dumps({"op": "forked", "container": name, "pid": number})
+                process.sendall(text.encode() + b"\n")
+
+        await asyncio.to_thread(answer)
+        assert await asyncio.gather(*orders) == list(range(100))
+        template.close()
+        process.close()
+
+    run(scenario())

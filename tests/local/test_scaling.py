@@ -128,6 +128,25 @@ def test_a_container_over_its_memory_limit_is_killed_and_its_caller_told(
     assert "its memory limit is 400 MiB" in said
 
 
+def test_calls_may_be_nested_deeper_than_there_are_cores(function: Lookup) -> None:
+    depth = 2 * (os.cpu_count() or 1)
+    assert function("nested").spawn(depth).get(timeout=100) == depth
+
+
+def test_a_variant_has_a_buffer_and_a_minimum_of_its_own(
+    function: Lookup, plane: LocalPlane, client: modal.Client
+) -> None:
+    call = function("buffered").with_options(buffer_containers=2).spawn(6.0)
+    plane.wait_for(lambda found: len([c for c in of(found, "buffered") if c.state == "idle"]) == 2)
+    call.get(timeout=30)
+    cls = modal.Cls.from_name("scaling", "Parametrised", client=client)
+    three = cls(number=3)
+    assert three.f.remote() == 3
+    three.update_autoscaler(min_containers=2)
+    plane.wait_for(lambda found: len(of(found, "Parametrised")) == 2)
+    three.update_autoscaler(min_containers=0)
+
+
 def test_libraries_are_told_how_many_cores_were_asked_for(function: Lookup) -> None:
     assert function("threads").remote() == ["3"] * 4
 

@@ -14,6 +14,7 @@ from modal_proto import api_pb2
 from modalkit.local.core import ENVIRONMENT, IMAGE_BUILDER
 from modalkit.local.layout import app_layout
 from modalkit.local.object_store import NAME
+from modalkit.local.services.functions import take_effect
 from modalkit.local.services.inspection import app_metadata
 from modalkit.local.state import App, Deployment, new_id
 from modalkit.local.wire import not_found
@@ -104,13 +105,16 @@ class AppService:
             raise GRPCError(
                 Status.UNIMPLEMENTED, "the local plane does not model staged deployments"
             )
+        if request.app_state == api_pb2.APP_STATE_DEPLOYED:
+            _check_name(request.name)
         app.function_ids, app.class_ids = dict(request.function_ids), dict(request.class_ids)
+        for function_id in app.function_ids.values():
+            take_effect(self._plane, self._scheduler, self._plane.functions[function_id])
         app.app_state = request.app_state or app.app_state
         app.tags.update(request.tags)
         for tag, class_id in app.class_ids.items():
             self._plane.classes[class_id] = app.function_ids.get(f"{tag}.*", "")
         if request.app_state == api_pb2.APP_STATE_DEPLOYED:
-            _check_name(request.name)
             app.name = request.name
             self._plane.deployed[app.name] = app.id
             app.deployments.append(self._version(app, request, now))

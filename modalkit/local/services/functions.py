@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
@@ -58,12 +59,11 @@ class FunctionService:
         self, request: api_pb2.FunctionCreateRequest
     ) -> api_pb2.FunctionCreateResponse:
         function = self._existing_or_new(request.existing_function_id, request.app_id)
-        if request.HasField("function"):
-            definition, function.gpu_choices = request.function, []
-        else:  # a list of GPUs: one ranked definition each
+        definition, gpu_choices = request.function, []
+        if not request.HasField("function"):  # a list of GPUs: one ranked definition each
             ranked = request.function_data.ranked_functions
             definition = ranked[0].function
-            function.gpu_choices = [r.function.resources.gpu_config for r in ranked]
+            gpu_choices = [r.function.resources.gpu_config for r in ranked]
         if problem := features.refusal(definition):
             raise GRPCError(
                 Status.UNIMPLEMENTED,
@@ -71,20 +71,21 @@ class FunctionService:
             )
         function.app.warnings[function.id] = features.warnings(definition)
         check_mounts(definition.volume_mounts)
-        function.definition = api_pb2.Function()
-        function.definition.CopyFrom(definition)
-        function.version += 1
-        _describe(function, definition)
-        function.metadata.class_parameter_info.CopyFrom(definition.class_parameter_info)
-        self._scheduler.fleet.retire(function)
-        for variant in [f for f in self._plane.functions.values() if f.base is function]:
-            _derive(variant)
-            self._scheduler.fleet.retire(variant)
+        coming = attrs.evolve(
+            function, definition=api_pb2.Function(), metadata=api_pb2.FunctionHandleMetadata()
+        )
+        coming.definition.CopyFrom(definition)
+        coming.gpu_choices = gpu_choices
+        _describe(coming, definition)
+        coming.metadata.class_parameter_info.CopyFrom(definition.class_parameter_info)
+        function.coming = coming
+        if not function.version:  # it has no containers; those that it calls may need it
+            take_effect(self._plane, self._scheduler, function)
         return api_pb2.FunctionCreateResponse(
             function_id=function.id,
-            function=function.definition,
-            handle_metadata=function.metadata,
-            function_data=_function_data(function),
+            function=coming.definition,
+            handle_metadata=coming.metadata,
+            function_data=_function_data(coming),
         )
 
     async def FunctionGet(self, request: api_pb2.FunctionGetRequest) -> api_pb2.FunctionGetResponse:
@@ -178,6 +179,20 @@ class FunctionService:
         )
 
 
+def take_effect(plane: Plane, scheduler: Scheduler, function: Function) -> None:
+    """Let *function*, and its variants, be what was created last: a deploy is all or nothing."""
+    coming, function.coming = function.coming, None
+    if coming is None:
+        return
+    function.definition, function.metadata = coming.definition, coming.metadata
+    function.gpu_choices = coming.gpu_choices
+    function.version += 1
+    scheduler.fleet.retire(function)
+    for variant in [f for f in plane.functions.values() if f.base is function]:
+        _derive(variant)
+        scheduler.fleet.retire(variant)
+
+
 def _tagged(app: App, ids: Mapping[str, str], tag: str) -> str:
     if tag in ids:
         return ids[tag]
@@ -250,10 +265,13 @@ def _derive(variant: Function) -> None:
         definition.timeout_secs = options.timeout_secs
     settings = definition.autoscaler_settings
     settings.min_containers = 0  # as on Modal: those of the base do not apply to its variants
-    if options.HasField("concurrency_limit"):
-        settings.max_containers = options.concurrency_limit
-    if options.HasField("task_idle_timeout_secs"):
-        settings.scaledown_window = options.task_idle_timeout_secs
+    for option, setting in (
+        ("concurrency_limit", "max_containers"),
+        ("buffer_containers", "buffer_containers"),
+        ("task_idle_timeout_secs", "scaledown_window"),
+    ):
+        if options.HasField(option):
+            setattr(settings, setting, getattr(options, option))
     for field in (
         "max_concurrent_inputs",
         "target_concurrent_inputs",

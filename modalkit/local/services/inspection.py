@@ -6,6 +6,8 @@ import difflib
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from grpclib import GRPCError
+from grpclib import Status as GrpcStatus
 from modal_proto import api_pb2
 
 from modalkit.local.core import ENVIRONMENT
@@ -128,7 +130,7 @@ class InspectionService:
         return [
             c
             for c in self._plane.containers.values()
-            if c.is_alive and app_id in ("", c.function.app.id)
+            if c.is_alive and not c.holds_snapshot and app_id in ("", c.function.app.id)
         ]
 
     def _container(self, container_id: str) -> Container:
@@ -167,6 +169,9 @@ class InspectionService:
     ) -> api_pb2.ContainerStopResponse:
         """Let a container finish, or interrupt it: its inputs go to others, as on Modal."""
         container = self._container(request.task_id)
+        if container.holds_snapshot:
+            message = f"{container.id} holds a snapshot, from which others were restored"
+            raise GRPCError(GrpcStatus.FAILED_PRECONDITION, message)
         self._scheduler.fleet.drain(container)
         if not request.graceful:
             self._plane.spawn(self._scheduler.preempt(container, self._plane.config.grace_s))

@@ -66,6 +66,20 @@ def hungry(mib: int) -> int:
     return len(held)
 
 
+@app.function(timeout=120)
+def nested(depth: int) -> int:
+    return 1 + nested.remote(depth - 1) if depth else 0
+
+
+@app.cls(max_containers=3)
+class Parametrised:
+    number: int = modal.parameter(default=0)
+
+    @modal.method()
+    def f(self) -> int:
+        return self.number
+
+
 @app.function(cpu=2.5)
 def threads() -> list:
     libraries = ("OMP", "MKL", "OPENBLAS", "ORT_INTRA_OP")
