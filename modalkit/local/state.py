@@ -145,6 +145,8 @@ class App:
     logs: list[api_pb2.TaskLogsBatch] = attrs.field(factory=list)
     said: set[str] = attrs.field(factory=set)
     """What the plane itself has said in them."""
+    is_published: bool = False
+    """Its client has sent all that it consists of."""
     has_own_stream: bool = False
     """Its client has followed its logs from the beginning."""
     open_streams: int = 0

@@ -1,5 +1,6 @@
 """However a plane or its clients end, no process and no file is left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,9 +16,17 @@ import pytest
 from modalkit.errors import LocalPlaneError, PlaneStartError
 from modalkit.local import LocalPlane, claim, plane_process
 from modalkit.local.processes import descendants
+from modalkit.local.services.logs import LOST_CLIENT_S
 
 from .conftest import APPS, lines
 from .test_boot import FORBID
+
+SILENT = """
+
+if __name__ == "__main__":
+    with app.run():
+        sleep.remote()
+"""
 
 SLEEPER = """
 import os, subprocess, sys, time
@@ -121,6 +130,25 @@ def test_a_client_that_is_interrupted_stops_its_app(app_file: Path) -> None:
         client.send_signal(signal.SIGINT)
         client.wait(20)
         until(lambda: not plane.containers(), "the containers to end")
+
+
+@pytest.mark.slow
+def test_who_follows_the_logs_of_an_app_may_leave_it_alone(app_file: Path, tmp_path: Path) -> None:
+    script = tmp_path / "silent.py"
+    script.write_text(SLEEPER + SILENT)
+    with LocalPlane() as plane:
+        env = {**os.environ, **plane.env}
+        with subprocess.Popen([sys.executable, str(script)], env=env) as client:
+            until(lambda: container_pids(plane), "the container to start", 30)
+            [listed] = json.loads(plane.modal("app", "list", "--json", capture=True).stdout)
+            command = [sys.executable, "-m", "modal", "app", "logs", "-f", listed["app_id"]]
+            with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as follower:
+                assert follower.stdout is not None
+                follower.stdout.readline()
+                follower.send_signal(signal.SIGINT)
+            time.sleep(LOST_CLIENT_S + 2)
+            assert is_running(container_pids(plane)[0])
+            client.kill()
 
 
 @pytest.mark.parametrize("victim", ["plane", "warden"])

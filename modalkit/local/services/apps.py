@@ -110,7 +110,7 @@ class AppService:
         app.function_ids, app.class_ids = dict(request.function_ids), dict(request.class_ids)
         for function_id in app.function_ids.values():
             take_effect(self._plane, self._scheduler, self._plane.functions[function_id])
-        app.app_state = request.app_state or app.app_state
+        app.app_state, app.is_published = request.app_state or app.app_state, True
         app.tags.update(request.tags)
         for tag, class_id in app.class_ids.items():
             self._plane.classes[class_id] = app.function_ids.get(f"{tag}.*", "")

@@ -43,7 +43,7 @@ class LogService:
         is_broken = True
         app.open_streams += 1
         # Only the app's own client follows it before it is there; others come and go.
-        app.has_own_stream |= app.app_state == api_pb2.APP_STATE_INITIALIZING
+        app.has_own_stream |= not app.is_published
         try:
             while True:
                 is_over = container is not None and not container.is_alive
