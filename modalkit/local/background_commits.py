@@ -37,15 +37,14 @@ async def _commit(
 ) -> None:
     busy = None
     if plane.config.switches.background_commit == "closed":
-        pids = container.pids()
 
         def busy() -> set[str]:
-            held = held_below(pids, view.mounted_at)
+            held = held_below(container.pids(), view.mounted_at)
             return {view.name_of(item.path) for item in held if item.is_written}
 
     try:
         await asyncio.to_thread(view.commit, busy)
-    except (OSError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - trouble with one Volume is none of the others'
         key = (view.volume.id, str(error))
         if key not in said:
             said.add(key)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2
 
-from modalkit.errors import LocalPlaneError, PrivateMountsError
+from modalkit.errors import PrivateMountsError
 from modalkit.local import gpus
 from modalkit.local.core import ENVIRONMENT
 from modalkit.local.image_commands import ImageFacts, normal
-from modalkit.local.layout import app_layout
+from modalkit.local.layout import app_layout, mounted_volume
 from modalkit.local.machine import Machine
 from modalkit.local.mounts import Mount
 from modalkit.local.staging import HOME, shown
@@ -90,13 +90,7 @@ class ContainerFiles:
         self, container: Container, mount: api_pb2.VolumeMount, others: Sequence[Mount]
     ) -> Mount:
         """Make the view of one Volume; return how it is to be mounted, beside the *others*."""
-        try:
-            volume = self.plane.volumes.by_id(mount.volume_id)
-        except KeyError:
-            raise LocalPlaneError(
-                f"the Volume {mount.volume_id}, mounted at {mount.mount_path}, was deleted; an app "
-                "keeps the ids that it was deployed with: deploy it again"
-            ) from None
+        volume = mounted_volume(self.plane, mount.volume_id, mount.mount_path)
         sub_path = mount.sub_path.strip("/")
         volume.require_directory(sub_path, create=not mount.read_only)
         view = View(

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from modal_proto import api_pb2
 
+from modalkit.errors import LocalPlaneError
+from modalkit.local.volume_service import volume_metadata
+from modalkit.local.volumes import Volume
+
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
     from modalkit.local.state import App, Function
@@ -40,8 +44,23 @@ def app_layout(plane: Plane, app: App, function: Function | None = None) -> api_
 def _handle(plane: Plane, object_id: str) -> dict[str, Any]:
     if not object_id.startswith("vo-"):
         return {}
-    volume = plane.volumes.by_id(object_id)
-    return {"volume_metadata": api_pb2.VolumeMetadata(version=volume.version, name=volume.name)}  # type: ignore[arg-type]
+    return {"volume_metadata": volume_metadata(mounted_volume(plane, object_id))}
+
+
+def mounted_volume(plane: Plane, volume_id: str, where: str = "") -> Volume:
+    """
+    Return a Volume that a deployed function names, mounted *where* if it is.
+
+    Raises:
+        LocalPlaneError: It was deleted.
+    """
+    try:
+        return plane.volumes.by_id(volume_id)
+    except KeyError:
+        raise LocalPlaneError(
+            f"the Volume {volume_id}, {f'mounted at {where}, ' if where else ''}was deleted; an "
+            "app keeps the ids that it was deployed with: deploy it again"
+        ) from None
 
 
 def class_metadata(plane: Plane, class_id: str) -> api_pb2.ClassHandleMetadata:

@@ -74,7 +74,7 @@ class VolumeService:
             raise GRPCError(Status.NOT_FOUND, f"Volume '{name}' not found") from None
         except ValueError as error:
             raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
-        metadata = _metadata(volume)
+        metadata = volume_metadata(volume)
         return api_pb2.VolumeGetOrCreateResponse(
             volume_id=volume.id, version=metadata.version, metadata=metadata
         )
@@ -84,7 +84,7 @@ class VolumeService:
     ) -> api_pb2.VolumeGetByIdResponse:
         """Find a Volume by its id."""
         volume = self._volume(request.volume_id)
-        return api_pb2.VolumeGetByIdResponse(volume_id=volume.id, metadata=_metadata(volume))
+        return api_pb2.VolumeGetByIdResponse(volume_id=volume.id, metadata=volume_metadata(volume))
 
     async def VolumeList(self, request: api_pb2.VolumeListRequest) -> api_pb2.VolumeListResponse:
         """List named Volumes, the newest first."""
@@ -97,7 +97,10 @@ class VolumeService:
         return api_pb2.VolumeListResponse(
             items=[
                 api_pb2.VolumeListItem(
-                    label=v.name, volume_id=v.id, created_at=v.created_at, metadata=_metadata(v)
+                    label=v.name,
+                    volume_id=v.id,
+                    created_at=v.created_at,
+                    metadata=volume_metadata(v),
                 )
                 for v in chosen[: page.max_objects or None]
             ]
@@ -109,7 +112,8 @@ class VolumeService:
         if request.name in self._names():
             raise GRPCError(Status.ALREADY_EXISTS, f"Volume '{request.name}' already exists")
         try:
-            self._plane.volumes.rename(volume.id, request.name)
+            # Whoever copies the Volume at this moment holds its lock: nothing else waits for him.
+            await asyncio.to_thread(self._plane.volumes.rename, volume.id, request.name)
         except ValueError as error:
             raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
         return Empty()
@@ -439,7 +443,8 @@ def _block_name(block: api_pb2.VolumePutFiles2Request.Block) -> str:
     return f"block-{block.contents_sha256.hex()}"
 
 
-def _metadata(volume: Volume) -> api_pb2.VolumeMetadata:
+def volume_metadata(volume: Volume) -> api_pb2.VolumeMetadata:
+    """Return what a handle of *volume* is to know."""
     version = api_pb2.VolumeFsVersion.Value(f"VOLUME_FS_VERSION_V{volume.version}")
     metadata = api_pb2.VolumeMetadata(version=version, name=volume.name)
     metadata.creation_info.created_at = volume.created_at

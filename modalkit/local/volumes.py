@@ -266,7 +266,7 @@ class VolumeRegistry:
 
     def names(self) -> list[str]:
         """List the names of all named Volumes."""
-        return sorted(volume.name for volume in self._volumes.values() if volume.name)
+        return sorted(volume.name for volume in list(self._volumes.values()) if volume.name)
 
     def rename(self, id: str, name: str) -> None:  # noqa: A002
         """
