@@ -286,9 +286,9 @@ class Launcher:
 
     def interrupt(self, container: Container, *, everyone: bool) -> None:
         """Send SIGINT to the main process, or to every process of the container."""
+        if container.returncode is not None or not container.is_alive:
+            return  # its pid may be another's by now
         others = container.pids()[1:] if everyone else []
-        if not container.is_alive:
-            return
         self.send(container, signal.SIGINT)
         for pid in others:
             with contextlib.suppress(ProcessLookupError):

@@ -91,20 +91,25 @@ class Fleet:
         return room + self._waiting_for_others(function)
 
     def _waiting_for_others(self, function: Function) -> int:
-        """Count the containers of which each input waits for a call that it has made."""
-        waiting = {
-            call.parent_input_id
-            for call in self.plane.calls.values()
-            if call.unfinished and call.parent_input_id and state.is_waited_for(call)
-        }
-        return sum(bool(c.running) and waiting.issuperset(c.running) for c in function.live)
+        """
+        Count the containers of which each input waits for calls that it has made.
+
+        They count only while a call from a container waits for *function*: a caller outside of
+        them can wait, and a long `.map()` of inputs that wait needs no process for each.
+        """
+        waiting = sum(
+            bool(c.running) and all(item.awaited for item in c.running.values())
+            for c in function.live
+        )
+        is_owed = waiting and any(item.call.parent_input_id for item in function.pending)
+        return waiting if is_owed else 0
 
     def is_spare(self, function: Function) -> bool:
         """Tell whether one of the idle containers of *function* may go."""
         return len(function.live) > self._wanted(function)
 
     def _wanted(self, function: Function) -> int:
-        is_published = function.base or function.id in function.app.function_ids.values()
+        is_published = (function.base or function).id in function.app.function_ids.values()
         least = int(function.definition.autoscaler_settings.min_containers) if is_published else 0
         if not function.definition.autoscaler_settings.buffer_containers:
             return least
@@ -248,7 +253,6 @@ class Fleet:
     def _pause(self, function: Function, text: str) -> None:
         delay_s = min(2.0 ** (function.starts_failed - 2), state.MAX_CRASH_DELAY_S)
         self.plane.tell(function.app, f"{text}; the next one starts in {delay_s:g} s")
-
         if function.pause is not None:
             function.pause.cancel()
 
@@ -264,7 +268,7 @@ class Fleet:
             container.on(Event.DRAINED)
 
     def retire(self, function: Function) -> None:
-        """Let the containers and snapshots of an old version go; `scale` starts the new."""
+        """Let the containers and snapshots of an old version go, and start what is needed."""
         for container in list(function.containers):
             if not container.holds_snapshot:
                 self.drain(container)

@@ -90,33 +90,38 @@ class ForkTemplate:
         self._pids[container_id] = loop.create_future()
         self._exits[container_id] = loop.create_future()
         data = json.dumps({**order, "container": container_id}).encode()
+        sending = loop.create_task(self._send(data, [stdout_fd, stderr_fd]))
+        sending.add_done_callback(lambda task: task.cancelled() or task.exception())  # read
         try:
-            async with self._sending:
-                await self._send_fds(len(data).to_bytes(4, "big"), [stdout_fd, stderr_fd])
-                await loop.sock_sendall(self._connection, data)
+            # The end of the template is an answer too, and nobody reads any more.
+            waited: set[asyncio.Future[Any]] = {sending, self._pids[container_id]}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
             return await self._pids[container_id]
         except OSError as error:
             raise SnapshotGoneError(
                 f"{container_id} cannot be restored: its snapshot's process has ended ({error})"
             ) from error
         finally:
+            sending.cancel()
             del self._pids[container_id]
 
-    async def _send_fds(self, data: bytes, descriptors: list[int]) -> None:
-        """Send descriptors along, once there is room: asyncio has nothing for them."""
-        assert self._connection is not None
+    async def _send(self, data: bytes, descriptors: list[int]) -> None:
+        """Send one order, as soon as there is room for it."""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                socket.send_fds(self._connection, [data], descriptors)
-                return
-            except BlockingIOError:
+        async with self._sending:
+            connection = self._connection
+            assert connection is not None
+            while not _send_fds(connection, len(data).to_bytes(4, "big"), descriptors):
                 has_room = loop.create_future()
-                loop.add_writer(self._connection, has_room.set_result, None)
+                loop.add_writer(connection.fileno(), has_room.set_result, None)
                 try:
                     await has_room
                 finally:
-                    loop.remove_writer(self._connection)
+                    if connection.fileno() >= 0:  # else `_end` has done it
+                        loop.remove_writer(connection.fileno())
+            await loop.sock_sendall(connection, data)
 
     async def wait_exit(self, container_id: str) -> int:
         """
@@ -167,8 +172,11 @@ class ForkTemplate:
                 self._exits[answer["container"]].set_result(answer["code"])
 
     def _end(self) -> None:
+        loop = asyncio.get_running_loop()
         for end in (self._listener, self._connection):
-            if end is not None:
+            if end is not None and end.fileno() >= 0:
+                loop.remove_reader(end.fileno())  # before the number is another file's
+                loop.remove_writer(end.fileno())
                 with contextlib.suppress(OSError):
                     end.close()
         waiting: list[asyncio.Future[Any]] = [self._ready, *self._pids.values()]
@@ -177,6 +185,15 @@ class ForkTemplate:
         for exited in self._exits.values():
             if not exited.done():
                 exited.set_result(-signal.SIGKILL)  # the kernel kills them with their parent
+
+
+def _send_fds(connection: socket.socket, data: bytes, descriptors: list[int]) -> bool:
+    """Send descriptors along, for which asyncio has nothing; return False if there is no room."""
+    try:
+        socket.send_fds(connection, [data], descriptors)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _fail(future: asyncio.Future[Any], error: LocalPlaneError) -> None:

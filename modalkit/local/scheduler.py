@@ -368,7 +368,7 @@ class Scheduler:
                 for call in calls:
                     await self.plane.clock.wait_until(call.pulse, lambda c=call: not c.unfinished)  # type: ignore[misc]
             await self.stop_app(app)
-        elif app.app_state == api_pb2.APP_STATE_EPHEMERAL:
+        elif app.app_state in (api_pb2.APP_STATE_EPHEMERAL, api_pb2.APP_STATE_INITIALIZING):
             await self.stop_app(app)
 
     def _of(self, app: App, holds: Callable[[Container], bool]) -> list[Container]:

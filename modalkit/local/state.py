@@ -290,6 +290,8 @@ class Input:
     losses: int = 0
     stray_interrupts: int = 0
     deliveries: int = 0
+    awaited: int = 0
+    """Requests for outputs of calls that it made, which are being held: it waits for them."""
     timer: Timer | None = None
     """Ends the present attempt when it takes too long."""
 

@@ -38,7 +38,11 @@ def plane():
 
 
 def instance(plane, name):
-    return modal.Cls.from_name("forked", name, client=plane.client())()
+    return instance_of(plane, "forked", name)
+
+
+def instance_of(plane, app, name):
+    return modal.Cls.from_name(app, name, client=plane.client())()
 
 
 def kinds(plane, name):
@@ -323,3 +327,56 @@ def test_orders_wait_for_room_in_the_connection(tmp_path: Path) -> None:
         process.close()
 
     run(scenario())
+
+
+def test_an_order_that_waits_for_room_ends_with_its_template(tmp_path):
+    async def scenario():
+        template = await ForkTemplate.listen(tmp_path / "s")
+        process = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        process.connect(str(tmp_path / "s"))
+        process.sendall(b'{"op": "ready"}\n')
+        await template.wait_ready()
+        orders = [
+            asyncio.create_task(template.fork(f"ta-{i}", {}, stdout_fd=1, stderr_fd=2))
+            for i in range(1000)
+        ]
+        await asyncio.sleep(0.1)
+        template.close()
+        ends = await asyncio.gather(*orders, return_exceptions=True)
+        assert {type(end) for end in ends} == {SnapshotGoneError}
+        process.close()
+
+    run(scenario())
+
+
+DIES = """
+import os
+import modal
+
+app = modal.App("dies")
+
+if not modal.is_local():
+    os._exit(3)
+
+
+@app.cls(enable_memory_snapshot=True)
+class Dies:
+    @modal.method()
+    def f(self):
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_a_maker_that_dies_before_its_snapshot_leaves_no_socket(tmp_path):
+    path = tmp_path / "dies.py"
+    path.write_text(DIES)
+    with LocalPlane(engine="fork", profile=PROFILE) as plane:
+        plane.deploy(str(path))
+        call = instance_of(plane, "dies", "Dies").f.spawn()
+        plane.wait_for(lambda cs: sum(c.returncode == 3 for c in cs) >= 2)
+        call.cancel()
+        plane.wait_for(lambda cs: not any(c.is_alive for c in cs))
+        listening = Path("/proc/net/unix").read_text().splitlines()
+        directory = plane.env["MODAL_SERVER_URL"].removeprefix("unix://").rpartition("/")[0]
+        assert not [line for line in listening if directory in line and "fork.sock" in line]

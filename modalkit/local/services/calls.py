@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
@@ -124,13 +125,9 @@ class CallService:
             wanted = range(request.start_idx, request.end_idx + 1)
             return [call.latest[index] for index in wanted if index in call.latest]
 
-        call.listeners += 1
-        try:
+        with self._listening(call):
             # A client counts these seconds by its own clock, which nobody moves.
             await self._plane.clock.wait_until(call.pulse, lambda: bool(outputs()), request.timeout)
-        finally:
-            call.listeners -= 1
-            call.last_listened = time.monotonic()
         found = outputs()
         return api_pb2.FunctionGetOutputsResponse(
             outputs=found,
@@ -138,6 +135,23 @@ class CallService:
             last_entry_id=f"{len(call.outputs)}-{self._generation}",
             num_unfinished_inputs=call.unfinished,
         )
+
+    @contextlib.contextmanager
+    def _listening(self, call: Call) -> Iterator[None]:
+        """Let it be known that somebody waits for *call*: its container needs no core meanwhile."""
+        caller = self._plane.inputs.get(call.parent_input_id)
+        call.listeners += 1
+        if caller is not None:
+            caller.awaited += 1
+            for function in (call.function, caller.call.function):
+                self._scheduler.fleet.scale(function)
+        try:
+            yield
+        finally:
+            call.listeners -= 1
+            call.last_listened = time.monotonic()
+            if caller is not None:
+                caller.awaited -= 1
 
     async def FunctionCallCancel(self, request: api_pb2.FunctionCallCancelRequest) -> Empty:
         call = self._call(request.function_call_id)

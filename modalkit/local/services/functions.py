@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import attrs
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
@@ -37,12 +36,7 @@ class FunctionService:
             return self._plane.functions[existing_id]
         if app_id not in self._plane.apps:
             raise not_found(f"no app {app_id}")
-        function = Function(
-            new_id("fu"),
-            self._plane.apps[app_id],
-            api_pb2.Function(),
-            api_pb2.FunctionHandleMetadata(),
-        )
+        function = _undefined(new_id("fu"), self._plane.apps[app_id])
         self._plane.functions[function.id] = function
         return function
 
@@ -50,9 +44,10 @@ class FunctionService:
         self, request: api_pb2.FunctionPrecreateRequest
     ) -> api_pb2.FunctionPrecreateResponse:
         function = self._existing_or_new(request.existing_function_id, request.app_id)
-        _describe(function, request)
+        described = _undefined(function.id, function.app)
+        _describe(described, request)
         return api_pb2.FunctionPrecreateResponse(
-            function_id=function.id, handle_metadata=function.metadata
+            function_id=function.id, handle_metadata=described.metadata
         )
 
     async def FunctionCreate(
@@ -71,9 +66,7 @@ class FunctionService:
             )
         function.app.warnings[function.id] = features.warnings(definition)
         check_mounts(definition.volume_mounts)
-        coming = attrs.evolve(
-            function, definition=api_pb2.Function(), metadata=api_pb2.FunctionHandleMetadata()
-        )
+        coming = _undefined(function.id, function.app)
         coming.definition.CopyFrom(definition)
         coming.gpu_choices = gpu_choices
         _describe(coming, definition)
@@ -177,6 +170,10 @@ class FunctionService:
         return api_pb2.FunctionBindParamsResponse(
             bound_function_id=variant.id, handle_metadata=variant.metadata
         )
+
+
+def _undefined(function_id: str, app: App) -> Function:
+    return Function(function_id, app, api_pb2.Function(), api_pb2.FunctionHandleMetadata())
 
 
 def take_effect(plane: Plane, scheduler: Scheduler, function: Function) -> None:
