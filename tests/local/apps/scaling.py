@@ -68,7 +68,9 @@ def hungry(mib: int) -> int:
 
 @app.function(timeout=120)
 def nested(depth: int) -> int:
-    return 1 + nested.remote(depth - 1) if depth else 0
+    if not depth:
+        return 0
+    return 1 + (nested.remote(depth - 1) if depth % 2 else nested.spawn(depth - 1).get())
 
 
 @app.cls(max_containers=3)
