@@ -133,6 +133,7 @@ def test_calls_may_be_nested_deeper_than_there_are_cores(function: Lookup) -> No
     assert function("nested").spawn(depth).get(timeout=100) == depth
 
 
+@pytest.mark.slow
 def test_a_variant_has_a_buffer_and_a_minimum_of_its_own(
     function: Lookup, plane: LocalPlane, client: modal.Client
 ) -> None:
