@@ -130,6 +130,7 @@ async def _amain(configuration: dict[str, Any], claim: Claim) -> None:  # noqa: 
     plane = Plane(Config(**configuration), modal_version)
     for directory in (plane.file_store, plane.blob_store, plane.views.parent, plane.views):
         directory.mkdir(mode=0o700, exist_ok=True)
+    plane.volumes.root.chmod(0o700)  # the directory of the state may be everybody's to read
     faults = FaultTable(lambda volume_id: plane.volumes.by_id(volume_id).name)
     transcript = Transcript(plane.clock, plane.hidden_values)
 

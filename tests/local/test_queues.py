@@ -108,6 +108,8 @@ def test_a_full_partition_is_full_until_there_is_room(numbers: modal.Queue) -> N
     numbers.put(5000)
     with pytest.raises(modal.exception.InvalidError, match="5001 items at once"):
         numbers.put_many(list(range(5001)), partition="new")
+    with pytest.raises(modal.exception.InvalidError, match="a partition holds 67108864"):
+        numbers.put_many([bytes((1 << 20) - 100)] * 65, partition="large")
     with pytest.raises(modal.exception.InvalidError, match="the limit is 1 MiB"):
         numbers.put(b"x" * MAX_ITEM_BYTES)
 

@@ -111,7 +111,7 @@ def test_settings_lead_to_the_plane_and_can_be_taken_back(shell: Shell) -> None:
     assert shell.env["MODAL_TOKEN_ID"] == "ak-local"
     runtime = Path(shell.env["MODALKIT_LOCAL_PLANE"])
     assert (runtime / "control.sock").exists()
-    for directory in (runtime, shell.state):
+    for directory in (runtime, shell.state, shell.state / "volumes"):
         assert directory.stat().st_mode & 0o777 == 0o700
     shell.eval_env("--unset")
     assert before <= set(shell.env)

@@ -308,6 +308,23 @@ def test_files_that_are_being_written_are_left_out_of_a_background_commit(views,
     assert content(volume.committed) == {"closed": b"1", "changing": b"12", "open": b"1"}
 
 
+def test_a_reload_leaves_the_directory_that_is_mounted_by_itself(volume, views, seen):
+    first, _ = views
+    (first.path / "run1").mkdir()
+    (first.path / "run1" / "log").write_text("x")
+    (first.path / "run2").mkdir()
+    first.commit()
+    mounted = seen("mounted", sub_path="run1")
+    (first.path / "run1" / "log").unlink()
+    for name in ("run1", "run2"):
+        (first.path / name).rmdir()
+    first.commit()
+    before = (mounted.path / "run1").stat().st_ino
+    mounted.reload()
+    assert (mounted.path / "run1").stat().st_ino == before
+    assert content(mounted.path) == {"run1": None}
+
+
 @pytest.mark.parametrize("path", ["link", "link/below", "file", "file/below"])
 def test_a_sub_path_through_a_link_or_a_file_is_refused(volume, path, tmp_path):
     """What is mounted there would not be a part of this Volume."""
@@ -529,6 +546,35 @@ def test_files_outside_do_not_count(tmp_path):
     (tmp_path / "volume").mkdir()
     with (tmp_path / "outside").open("w"):
         assert list(held_below([os.getpid()], str(tmp_path / "volume"))) == []
+
+
+MOUNTED = """
+import importlib.util, sys, tempfile
+boot_file, source, target = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("mounts", boot_file.replace("boot.py", "mounts.py"))
+mounts = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(mounts)
+with tempfile.TemporaryDirectory() as scratch:
+    mounts.enter([{"source": source, "target": target, "read_only": False}], scratch)
+    held = open(target + "/file")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_path_that_is_a_link_here_may_be_a_directory_in_the_container(tmp_path):
+    if (problem := boot.mounts_available()) is not None:
+        pytest.skip(problem)
+    (tmp_path / "view").mkdir()
+    (tmp_path / "view" / "file").touch()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").symlink_to("disk")
+    target = str(tmp_path / "data" / "volume")
+    command = [sys.executable, "-c", MOUNTED, boot.__file__, str(tmp_path / "view"), target]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        assert [held.path for held in held_below([process.pid], target)] == ["file"]
+        process.communicate()
 
 
 # ---------------------------------------------------------------------------- names and paths
