@@ -461,4 +461,7 @@ def after_loss(item: Input, container: Container, switches: Switches) -> Verdict
         is_free = switches.stray_interrupt == "requeued" and goes_on
         return Requeue() if is_free else _finish_for_good(item)
     item.losses += 1
-    return Requeue() if item.losses <= MAX_LOSSES else _finish_for_good(item)
+    if item.losses <= MAX_LOSSES:
+        return Requeue()
+    # A client that is refused a retry ends the whole map; of a single call it says what happened.
+    return _finish_for_good(item) if item.call.is_map else Finish()
