@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -111,6 +112,26 @@ def test_what_will_not_happen_is_said_and_the_rest_works(plane: LocalPlane, tmp_
             assert line in said
         assert "Model.predict" not in said
         assert ("STILL 7 \n" in done.stdout) == ("::main" in " ".join(done.args))
+
+
+def test_a_deploy_says_why_it_failed_and_what_it_warns_of(
+    plane: LocalPlane, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("raise RuntimeError('the true reason')")
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        plane.deploy(str(path))
+    assert "the true reason" in "".join(failure.value.__notes__)
+    path.write_text(
+        "import modal\n"
+        "app = modal.App('said')\n"
+        "@app.function(schedule=modal.Period(hours=1))\n"
+        "def hourly():\n    pass\n"
+    )
+    plane.deploy(str(path))
+    out, err = capfd.readouterr()
+    assert "the schedule of hourly is not run here" in err
+    assert out == ""
 
 
 @pytest.mark.parametrize(

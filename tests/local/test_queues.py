@@ -194,6 +194,9 @@ def test_a_partition_holds_64_mib_and_keys_have_64_bytes(tmp_path: Path) -> None
         with pytest.raises(GRPCError, match="64 MiB") as refusal:
             await service.put(b"x")
         assert refusal.value.status is Status.RESOURCE_EXHAUSTED
+        with pytest.raises(GRPCError, match="bytes at once") as never:
+            await service.put(*[bytes(1 << 20)] * 65, key=b"empty")
+        assert never.value.status is Status.INVALID_ARGUMENT
         with pytest.raises(GRPCError, match="64 bytes at most"):
             await service.put(b"x", key=b"k" * 65)
 
