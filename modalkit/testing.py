@@ -28,8 +28,16 @@ MARKER = (
 )
 PROFILE = "MODALKIT_LOCAL_PROFILE"
 QUICK_STARTS = "MODALKIT_LOCAL_QUICK_STARTS"
-Scope = Literal["function", "class", "module", "package", "session"]
+Scope = Literal["function", "class", "module", "session"]
+"""Not "package": that of a plugin's fixture is the session."""
 SCOPES = get_args(Scope)
+REMEDIES = {
+    "class": "put it on the class",
+    "module": "put it on the module, as `pytestmark`",
+    "session": "set the profile by --modalkit-profile, and the rest in a fixture `plane` of your "
+    "own, in conftest.py, around modalkit.local.LocalPlane",
+}
+"""How to set the options of a plane that tests share."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -102,13 +110,24 @@ def plane(request: pytest.FixtureRequest) -> Iterator[LocalPlane]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse a marker on a test whose plane is older than the test."""
-    scope = item.config.getini("modalkit_plane_scope")
-    if scope != "function" and any(mark.name == "modalkit" for mark in item.own_markers):
+    """Refuse a marker that does not reach the plane, which is older than what it stands on."""
+    scope: Scope = item.config.getini("modalkit_plane_scope")
+    if scope == "function" or "plane" not in getattr(item, "fixturenames", ()):
+        return
+    reached = list(_owner(item, scope).iter_markers("modalkit"))
+    if any(marker not in reached for marker in item.iter_markers("modalkit")):
         raise pytest.UsageError(
-            f"{item.nodeid}: its plane has the scope {scope} (modalkit_plane_scope), so the "
-            "modalkit marker has no effect here; put it on the module, as `pytestmark`"
+            f"{item.nodeid}: its plane has the scope {scope} (modalkit_plane_scope), so this "
+            f"modalkit marker has no effect here; {REMEDIES[scope]}"
         )
+
+
+def _owner(item: pytest.Item, scope: Scope) -> pytest.Item | pytest.Collector:
+    """Return what the plane of *item* belongs to: its markers make the plane."""
+    if scope == "session":
+        return item.session
+    owner = item.getparent(pytest.Class if scope == "class" else pytest.Module)
+    return owner or item  # a function in no class has a plane of its own
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from modal_proto import api_pb2
 
 from modalkit.errors import LocalPlaneError, ModalkitError, UnknownContainerError, UsageError
 from modalkit.local import gpus
 from modalkit.local.faults import Fault
+from modalkit.local.features import feature
 from modalkit.local.reports import ContainerInfo
+from modalkit.local.services import HANDLERS
 from modalkit.local.state import Container
 from modalkit.local.wire import RPCS
 
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
     from modalkit.local.scheduler import Scheduler
     from modalkit.local.transcript import Transcript
     from modalkit.local.volumes import Volume
+
+ABOUT_A_VOLUME = frozenset(
+    name
+    for name, rpc in api_pb2.DESCRIPTOR.services_by_name["ModalClient"].methods_by_name.items()
+    if "volume_id" in rpc.input_type.fields_by_name
+)
 
 
 def describe(container: Container) -> ContainerInfo:
@@ -141,10 +150,25 @@ class Control:
 
     def _plant_fault(self, **fields: Any) -> int:
         fault = Fault(**fields)
+        if problem := self._never(fault):
+            raise UsageError(f"this fault could never strike: {problem}")
+        return self._faults.plant(fault)
+
+    def _never(self, fault: Fault) -> str | None:
+        """Return why *fault* cannot strike; a test with it would pass whatever happens."""
         if fault.rpc not in RPCS:
             near = difflib.get_close_matches(fault.rpc, RPCS) or ["VolumeCommit"]
-            raise UsageError(f"modal has no RPC {fault.rpc!r}; is it {' or '.join(near)}?")
-        return self._faults.plant(fault)
+            return f"modal has no RPC {fault.rpc!r}; is it {' or '.join(near)}?"
+        if not any(hasattr(kind, fault.rpc) for kind in HANDLERS):
+            return f"the plane does not model {feature(fault.rpc)}, and refuses {fault.rpc}"
+        if fault.volume is not None and fault.rpc not in ABOUT_A_VOLUME:
+            return f"{fault.rpc} is about no Volume; leave volume={fault.volume!r} away"
+        if fault.caller in (None, "client", "container"):
+            return None
+        found = self._plane.containers.get(fault.caller)
+        if found is None or not found.is_alive:
+            return f"no caller {fault.caller!r}: take client, container or a live container's id"
+        return None
 
     def _clear_faults(self) -> None:
         self._faults.remove(None)

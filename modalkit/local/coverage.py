@@ -58,7 +58,6 @@ SCALING = "local/test_scaling.py::test_"
 ENDINGS = "local/test_endings.py::test_"
 LIFECYCLE = "local/test_lifecycle.py::test_"
 DEPLOY = "local/test_deployments.py::test_"
-SWITCHES = "local/test_switches.py::test_"
 APPS = "local/test_apps.py::test_"
 DICTS = "local/test_dicts.py::test_"
 HANDLES = "local/test_handles.py::test_"
@@ -174,7 +173,10 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "`OMP_NUM_THREADS` and its like are set from it, rounded up; cores are not limited",
             SCALING + "libraries_are_told_how_many_cores_were_asked_for",
         ),
-        _no("`ephemeral_disk=`, `region=`, `cloud=`", "accepted and ignored"),
+        _no(
+            "`ephemeral_disk=`, `region=`, `cloud=`, `nonpreemptible=`, `i6pn=`",
+            "accepted, without effect; the deploy warns; in `with_options` in silence",
+        ),
     ),
     "Failure": (
         _yes(
@@ -274,7 +276,7 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
         _no(
             "limits on size, files and concurrent commits; the refusal of hard links on version 1; "
             "`sync` as a commit on version 2; modes of directories, extended attributes",
-            "the local file system decides",
+            "the local file system decides, in silence",
         ),
     ),
     "Images and GPUs": (
@@ -323,7 +325,10 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "no GPU before a CPU snapshot",
             GPUS + "a_cpu_snapshot_is_made_without_and_restored_with",
         ),
-        _no("GPU memory snapshots", "the GPU is visible before the snapshot, nothing more"),
+        _no(
+            "GPU memory snapshots",
+            "the GPU is visible before the snapshot, nothing more; the deploy warns",
+        ),
     ),
     "The plane itself": (
         _yes(
@@ -331,7 +336,8 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "a killed one too, when it has a state directory",
             KEEP + "a_killed_plane_forgets_no_deployment_no_result_and_no_input",
             KEEP + "results_are_dropped_after_seven_days",
-            how="retry counts begin anew; logs and `--detach`ed apps are not kept",
+            how="retry counts begin anew; logs, `--detach`ed apps, what was only looked up "
+            "(`App.lookup`) and tags that were set after the deploy are not kept",
         ),
         _yes(
             "a client that is gone takes its ephemeral app with it, not a detached one",
@@ -389,8 +395,12 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             HANDLES + "functions_methods_and_calls_go_there_and_back",
             HANDLES + "containers_find_objects_by_name",
         ),
-        _partly("an ephemeral object whose owner was killed", "stays until the plane ends"),
-        _no("environments", "there is one, `main`; other names mean the same objects"),
+        _partly(
+            "the end of an `ephemeral` object, of its items, and of a `Secret.from_dict`",
+            "they are there until the plane ends, not only as long as their block or app",
+        ),
+        _no("limits on the size of a Dict's values and updates", "none here, in silence"),
+        _no("environments", "there is one, `main`; other names mean the same objects, in silence"),
     ),
     "Apps": (
         _yes("`App.lookup`, tags", APPS + "an_app_is_looked_up_or_made"),
@@ -422,9 +432,16 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "than the last one is not documented",
             APPS + "a_detached_app_lives_until_its_calls_are_done",
         ),
+        _partly(
+            "`modal serve`",
+            "the app runs, and anew when a file changes; its web endpoints are not served",
+        ),
         _no("schedules", "accepted, never run; the deploy warns"),
         _no("web endpoints, Servers", "accepted, not served, no URL; the deploy warns"),
-        _no("`block_network`, Proxies", "accepted, without effect; the deploy warns"),
+        _no(
+            "`block_network`, `restrict_modal_access=`, Proxies",
+            "accepted, without effect; the deploy warns",
+        ),
         _no(
             "clusters, `CloudBucketMount`, `NetworkFileSystem`",
             "refused when the function is created",

@@ -49,7 +49,8 @@ class Fault:
     Attributes:
         rpc: Name of the RPC; each try of a client counts as one.
         nth: The first of the matching RPCs that it strikes, from 1 on.
-        times: How many it strikes from then on; None for all.
+        times: How many it strikes from then on; None for all. One that another fault answers first
+            is none of them.
         caller: "client", "container" (any), or the id of one container; None for everybody.
         volume: Name of the Volume that the request is about; None for all.
         status: The gRPC status of the answer; None for a delay only.
@@ -79,9 +80,16 @@ class Fault:
 
 @attrs.define(eq=False)
 class _Planted:
+    number: int
     fault: Fault
     seen: int = 0
     strikes: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to strike the RPC that was seen last."""
+        times = self.fault.times
+        return self.seen >= self.fault.nth and (times is None or self.strikes < times)
 
 
 class FaultTable:
@@ -100,7 +108,7 @@ class FaultTable:
     def plant(self, fault: Fault) -> int:
         """Have *fault* strike from now on; return its number."""
         number = len(self._strikes)
-        self._planted[number] = _Planted(fault)
+        self._planted[number] = _Planted(number, fault)
         self._strikes[number] = 0
         return number
 
@@ -114,19 +122,20 @@ class FaultTable:
         return self._strikes[number]
 
     def strike(self, rpc: str, caller: str, request: Any) -> list[Fault]:
-        """Return the faults that strike this RPC, and count it."""
-        struck = []
-        for number, planted in self._planted.items():
-            if not self._matches(planted.fault, rpc, caller, request):
-                continue
+        """
+        Return the faults that strike this RPC, and count them.
+
+        One answers, and what would come after its answer strikes another time.
+        """
+        known = self._planted.values()
+        matching = [p for p in known if self._matches(p.fault, rpc, caller, request)]
+        for planted in matching:
             planted.seen += 1
-            fault = planted.fault
-            if planted.seen >= fault.nth and (
-                fault.times is None or planted.seen < fault.nth + fault.times
-            ):
-                self._strikes[number] += 1
-                struck.append(fault)
-        return struck
+        struck = _acting([planted for planted in matching if planted.is_due])
+        for planted in struck:
+            planted.strikes += 1
+            self._strikes[planted.number] += 1
+        return [planted.fault for planted in struck]
 
     def _matches(self, fault: Fault, rpc: str, caller: str, request: Any) -> bool:
         if fault.rpc != rpc or (fault.volume and not self._is_about(fault.volume, request)):
@@ -140,6 +149,15 @@ class FaultTable:
             return self._volume_name(getattr(request, "volume_id", "")) == volume
         except KeyError:
             return False
+
+
+def _acting(due: list[_Planted]) -> list[_Planted]:
+    """Return those of *due* that act: the delays, and the one whose answer the caller gets."""
+    answers = [planted for planted in due if planted.fault.status is not None]
+    early = [planted for planted in answers if not planted.fault.applied]
+    reached = due[: due.index(early[0]) + 1] if early else due
+    answer = (early or answers)[:1]
+    return [planted for planted in reached if planted.fault.delay_s or planted in answer]
 
 
 @attrs.frozen
@@ -230,7 +248,8 @@ class Faults:
             applied: The RPC is carried out all the same; only its answer is lost.
 
         Raises:
-            UsageError: There is no such RPC or status.
+            UsageError: It could never strike: the plane has no such RPC, there is no such status
+                or caller, or the RPC is about no Volume.
         """
         return self._plant(
             Fault(
@@ -273,7 +292,8 @@ class Faults:
         """
         Have `commit()` of a Volume fail in the app: nothing is committed, unless *applied*.
 
-        Commits of the plane's own, in the background, are no RPCs and go on.
+        Commits of the plane's own, in the background, are no RPCs and go on. The one that Modal's
+        container code makes when a container ends in order is an RPC, and counts.
         """
         return self.fail(
             "VolumeCommit",

@@ -8,12 +8,13 @@ would do something else without it, or accepted with a warning, where the rest o
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import attrs
 from modal_proto import api_grpc, api_pb2
+
+from modalkit.local.coverage import Status
 
 _APPS: Final = "Apps"
 _CALLS: Final = "function calls"
@@ -94,6 +95,20 @@ FEATURES: Final = {
 """Feature by the beginning of an RPC's name; the longest one counts."""
 
 
+ACCEPTED: Final = frozenset(
+    {
+        "DictHeartbeat",
+        "EnvironmentGetOrCreate",
+        "FunctionFinishInputs",
+        "ImageGetByTag",
+        "QueueHeartbeat",
+        "VolumeHeartbeat",
+    }
+)
+"""RPCs that are answered, and from which nothing follows here."""
+_NEWER: Final = "a part of Modal that is newer than this modalkit"
+
+
 @attrs.frozen
 class Rpc:
     """
@@ -102,39 +117,33 @@ class Rpc:
     Attributes:
         name: As in the protocol.
         feature: What of Modal needs it.
-        is_handled: Whether the plane answers it.
-        note: The first line of its handler's docstring, where there is one.
+        status: How far the plane answers it.
     """
 
     name: str
     feature: str
-    is_handled: bool
-    note: str
+    status: Status
 
 
 def feature(rpc: str) -> str:
-    """
-    Return what of Modal needs this RPC.
-
-    Raises:
-        KeyError: Nothing is known of it: it is newer than this table.
-    """
+    """Return what of Modal needs this RPC."""
     known = [prefix for prefix in FEATURES if rpc.startswith(prefix)]
-    return FEATURES[max(known, key=len, default=rpc)]
+    return FEATURES[max(known, key=len)] if known else _NEWER
 
 
 def rpcs(handlers: Iterable[type]) -> list[Rpc]:
     """Return every RPC of the installed modal, by name, given the classes of the handlers."""
-    offered = {name: getattr(kind, name) for kind in handlers for name in dir(kind)}
+    offered = {name for kind in handlers for name in dir(kind)}
     return [
-        Rpc(
-            name,
-            feature(name),
-            is_handled=name in offered,
-            note=(inspect.getdoc(offered.get(name)) or "").partition("\n")[0],
-        )
+        Rpc(name, feature(name), _status(name, offered))
         for name in sorted(api_grpc.ModalClientBase.__abstractmethods__)
     ]
+
+
+def _status(rpc: str, offered: Collection[str]) -> Status:
+    if rpc not in offered:
+        return Status.NOT
+    return Status.PARTLY if rpc in ACCEPTED else Status.MODELLED
 
 
 def refusal(definition: api_pb2.Function) -> str | None:
@@ -166,4 +175,22 @@ def warnings(definition: api_pb2.Function) -> list[str]:
         found.append(f"the network of {name} is not restricted here")
     if definition.HasField("proxy_id"):
         found.append(f"the Proxy of {name} is not used here")
+    if options := _without_effect(definition):
+        found.append(f"without effect here for {name}: {', '.join(options)}")
     return [f"modalkit: {line}" for line in found]
+
+
+def _without_effect(definition: api_pb2.Function) -> list[str]:
+    """Return the options of a function that change nothing here."""
+    placement = definition.scheduler_placement
+    gpu_snapshot = definition.experimental_options.get("enable_gpu_snapshot", "")
+    asked = {
+        "ephemeral_disk=": definition.resources.ephemeral_disk_mb,
+        "region=": placement.regions,
+        "nonpreemptible=": placement.nonpreemptible,
+        "cloud=": definition.cloud_provider_str,
+        "i6pn=": definition.i6pn_enabled,
+        "restrict_modal_access=": definition.untrusted,
+        "enable_gpu_snapshot": gpu_snapshot.lower() in {"true", "1"},
+    }
+    return [option for option, is_set in asked.items() if is_set]

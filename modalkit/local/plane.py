@@ -159,20 +159,24 @@ class RunningPlane:
 
         Args:
             arguments: As on the command line.
-            check: Raise `subprocess.CalledProcessError` when it exits with another code than 0.
+            check: Raise `subprocess.CalledProcessError` when it exits with another code than 0;
+                output that was captured is a note of the error.
             capture: Keep its output in the result instead of passing it on.
             cwd: Directory to run it in: modal finds local modules there first. Default: this one.
         """
-        return subprocess.run(
+        done = subprocess.run(
             # -P: a modal.py in the working directory is not modal. For the app's own modules modal
             # puts that directory on its path later.
             [sys.executable, "-P", "-m", "modal", *arguments],
             env={**plane_process.without_modal(os.environ), **self._extra_env, **self.env},
             cwd=cwd,
-            check=check,
+            check=False,
             capture_output=capture,
             text=True,
         )
+        if check:
+            _check(done)
+        return done
 
     def run(
         self,
@@ -193,8 +197,10 @@ class RunningPlane:
         capture: bool = True,
         cwd: str | Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `modal deploy APP_REF`; see `modal`."""
-        return self.modal("deploy", app_ref, check=check, capture=capture, cwd=cwd)
+        """Run `modal deploy APP_REF`, see `modal`; what it warns of goes to stderr in any case."""
+        done = self.modal("deploy", app_ref, check=check, capture=capture, cwd=cwd)
+        sys.stderr.write(done.stderr or "")
+        return done
 
     # ------------------------------------------------------------------ looking and poking
 
@@ -348,6 +354,16 @@ class RunningPlane:
     def down(self) -> None:
         """End a plane that stays: its containers as by SIGKILL, everything of it is gone then."""
         plane_process.end(self._directory)
+
+
+def _check(done: subprocess.CompletedProcess[str]) -> None:
+    """Raise where a command failed, with what it said: pytest shows the notes of an error."""
+    try:
+        done.check_returncode()
+    except subprocess.CalledProcessError as error:
+        if said := f"{done.stdout or ''}{done.stderr or ''}".strip():
+            error.add_note(said)
+        raise
 
 
 def _quick_starts() -> bool:

@@ -25,13 +25,13 @@ Written from the code by `make reference`; a test fails when this page is out of
 The modal client and the container entrypoint are the real ones, so whatever is decided on their
 side is as on Modal. This page is about the other side, Modal's servers, which the plane stands
 in for. **Nothing here was compared with Modal's servers**: "modelled" means that the plane does
-what Modal's documentation and its client say, and that the test named beside it fails otherwise.
+what Modal's documentation and its client say, and that a test named beside it fails otherwise.
 
 | status | meaning |
 | --- | --- |
 | modelled | as documented; with a difference, where one is named |
 | partly | not all of it; what is missing is named |
-| not modelled | it has no effect, and the plane says so or refuses |
+| not modelled | refused, or without effect: the plane warns, or the row says "in silence" |
 | unknown on Modal | nobody outside knows; a switch takes each plausible reading |
 """
 UNKNOWNS = """## Unknown on Modal: the switches
@@ -44,7 +44,8 @@ for whole test suites the environment variable `MODALKIT_LOCAL_PROFILE`.
 RPCS = """## RPCs
 
 An RPC that is not modelled fails with `UnimplementedError`, which names the RPC, the version of
-modal and the feature that needs it.
+modal and the feature that needs it. One that is partly modelled is answered, and nothing
+follows from it.
 """
 
 
@@ -69,8 +70,7 @@ def _semantics(rows: Iterable[Row]) -> str:
 
 
 def _tests(row: Row) -> str:
-    files = {test.partition("::")[0] for test in row.tests}
-    return ", ".join(f"`{file}`" for file in sorted(files))
+    return ", ".join(f"`{test}`" for test in row.tests)
 
 
 def _switches() -> str:
@@ -90,14 +90,14 @@ def _switches() -> str:
 
 
 def _rpcs(found: Iterable[Rpc]) -> str:
-    by_feature = sorted(found, key=lambda rpc: (rpc.feature, not rpc.is_handled, rpc.name))
+    order = list(Status)
+    by_feature = sorted(found, key=lambda rpc: (rpc.feature, order.index(rpc.status), rpc.name))
     return _table(("feature", "status", "RPCs"), _feature_rows(by_feature))
 
 
 def _feature_rows(found: Iterable[Rpc]) -> Iterator[tuple[str, str, str]]:
     for feature, members in groupby(found, key=lambda rpc: rpc.feature):
-        for is_handled, group in groupby(members, key=lambda rpc: rpc.is_handled):
-            status = Status.MODELLED if is_handled else Status.NOT
+        for status, group in groupby(members, key=lambda rpc: rpc.status):
             yield feature, status.value, ", ".join(rpc.name for rpc in group)
 
 

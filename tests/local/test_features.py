@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,6 +16,7 @@ from modal_proto import api_grpc, api_pb2
 
 from modalkit.local import LocalPlane, features
 from modalkit.local.clock import Clock
+from modalkit.local.coverage import Status
 from modalkit.local.faults import FaultTable
 from modalkit.local.services import HANDLERS
 from modalkit.local.services.uploads import UploadService
@@ -65,15 +67,20 @@ def test_every_rpc_of_modal_belongs_to_a_feature() -> None:
     assert {rpc.name for rpc in table} == set(api_grpc.ModalClientBase.__abstractmethods__)
     assert all(rpc.feature for rpc in table)
     by_name = {rpc.name: rpc for rpc in table}
-    assert by_name["DictPop"].is_handled
-    assert by_name["DictPop"].note == "Remove a key and return its value."
-    assert not by_name["SandboxCreateV2"].is_handled
+    assert by_name["DictPop"].status is Status.MODELLED
+    assert by_name["ImageGetByTag"].status is Status.PARTLY
+    assert by_name["SandboxCreateV2"].status is Status.NOT
     assert by_name["SandboxCreateV2"].feature == "Sandboxes (`modal.Sandbox`)"
     assert by_name["TaskClusterHello"].feature.startswith("clusters")
 
 
+def test_an_rpc_of_a_newer_modal_is_refused_in_words_too() -> None:
+    assert "newer than this modalkit" in features.feature("TeleportNow")
+
+
 def test_no_feature_is_there_for_nothing() -> None:
     names = api_grpc.ModalClientBase.__abstractmethods__
+    assert names >= features.ACCEPTED
     assert [p for p in features.FEATURES if not any(n.startswith(p) for n in names)] == []
 
 
@@ -111,6 +118,42 @@ def test_what_will_not_happen_is_said_and_the_rest_works(plane: LocalPlane, tmp_
             assert line in said
         assert "Model.predict" not in said
         assert ("STILL 7 \n" in done.stdout) == ("::main" in " ".join(done.args))
+
+
+def test_a_deploy_says_why_it_failed_and_what_it_warns_of(
+    plane: LocalPlane, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("raise RuntimeError('the true reason')")
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        plane.deploy(str(path))
+    assert "the true reason" in "".join(failure.value.__notes__)
+    path.write_text(
+        "import modal\n"
+        "app = modal.App('said')\n"
+        "@app.function(schedule=modal.Period(hours=1))\n"
+        "def hourly():\n    pass\n"
+    )
+    plane.deploy(str(path))
+    out, err = capfd.readouterr()
+    assert "the schedule of hourly is not run here" in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("definition", "said"),
+    [
+        ({"scheduler_placement": {"regions": ["eu"], "nonpreemptible": True}}, "region=, nonpre"),
+        ({"resources": {"ephemeral_disk_mb": 1}, "cloud_provider_str": "aws"}, "disk=, cloud="),
+        ({"i6pn_enabled": True, "untrusted": True}, "i6pn=, restrict_modal_access="),
+        ({"experimental_options": {"enable_gpu_snapshot": "True"}}, "enable_gpu_snapshot"),
+        ({"experimental_options": {"enable_gpu_snapshot": "False"}}, None),
+    ],
+)
+def test_options_without_effect_are_said(definition: dict, said: str | None) -> None:
+    found = features.warnings(api_pb2.Function(function_name="f", **definition))
+    assert len(found) == (said is not None)
+    assert all(said in line and "without effect here for f: " in line for line in found)
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,9 @@ def test_a_container_without_a_heartbeat_is_taken_for_dead_and_its_input_runs_ag
         ({"rpc": "VolumeComit"}, "is it VolumeCommit"),
         ({"rpc": "VolumeCommit", "status": "BROKEN"}, "no gRPC status 'BROKEN'"),
         ({"rpc": "VolumeCommit", "nth": 0}, "count from 1"),
+        ({"rpc": "FunctionGetInputs", "volume": "shaken"}, "is about no Volume"),
+        ({"rpc": "SandboxCreateV2"}, "does not model Sandboxes"),
+        ({"rpc": "VolumeCommit", "caller": "ta-1"}, "no caller 'ta-1': take client"),
     ],
 )
 def test_a_fault_that_cannot_be_is_refused(plane: LocalPlane, options: dict, said: str):

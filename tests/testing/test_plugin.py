@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from modalkit import testing
 from tests.support.profiles import under
 
 pytest_plugins = ["pytester"]
@@ -153,15 +154,62 @@ def test_tests_can_share_a_plane(pytester: pytest.Pytester, run: Run):
 
         def test_two(plane):
             assert plane.pid == PIDS[0]
-
-        @pytest.mark.modalkit(profile="lenient")
-        def test_three(plane):
-            pass
         """
     )
-    result = run()
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*the modalkit marker has no effect here*"])
+    run().assert_outcomes(passed=2)
+
+
+MARKED = """
+import pytest
+MODULE
+
+@pytest.mark.modalkit(engine="inline")
+class TestClass:
+    def test_in_a_class(self, plane):
+        pass
+
+@pytest.mark.modalkit(engine="inline")
+def test_alone(plane):
+    pass
+
+@pytest.mark.modalkit(engine="inline")
+def test_without():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("scope", "module", "refused"),
+    [
+        ("class", "", {}),
+        ("module", "", dict.fromkeys(("test_in_a_class", "test_alone"), "as `pytestmark`")),
+        (
+            "session",
+            "pytestmark = pytest.mark.modalkit(strict_image=True)",
+            dict.fromkeys(("test_in_a_class", "test_alone"), "in conftest.py"),
+        ),
+        (
+            "module",
+            "pytestmark = pytest.mark.modalkit(engine='inline')",  # says the same
+            {},
+        ),
+    ],
+)
+def test_a_marker_that_does_not_reach_the_plane_is_refused(
+    pytester: pytest.Pytester, scope: str, module: str, refused: dict[str, str]
+):
+    pytester.makeini(f"[pytest]\nmodalkit_plane_scope = {scope}\n")
+    items = pytester.getitems(MARKED.replace("MODULE", module))
+    said = {}
+    for item in items:
+        try:
+            testing.pytest_runtest_setup(item)
+        except pytest.UsageError as error:
+            said[item.name] = str(error)
+    assert said.keys() == refused.keys()
+    for name, remedy in refused.items():
+        assert "has no effect here" in said[name]
+        assert remedy in said[name]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
@@ -17,6 +17,12 @@ from modalkit.local.wire import not_found
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
     from modalkit.local.scheduler import Scheduler
+
+OF_ANOTHER_PLANE: Final = (
+    "the local plane has no {what}: it was deleted, or this process made it for another plane, and "
+    "modal keeps it as long as the process lives. Use plane.run or plane.deploy, which start a "
+    "process each time, or one plane for the whole process (modalkit_plane_scope = session)"
+)
 
 
 class FunctionService:
@@ -64,8 +70,9 @@ class FunctionService:
                 Status.UNIMPLEMENTED,
                 f"{definition.function_name} cannot run on the local plane: {problem}",
             )
-        function.app.warnings[function.id] = features.warnings(definition)
         check_mounts(definition.volume_mounts)
+        self._check_objects(definition)
+        function.app.warnings[function.id] = features.warnings(definition)
         coming = _undefined(function.id, function.app)
         coming.definition.CopyFrom(definition)
         coming.gpu_choices = gpu_choices
@@ -80,6 +87,17 @@ class FunctionService:
             handle_metadata=coming.metadata,
             function_data=_function_data(coming),
         )
+
+    def _check_objects(self, definition: api_pb2.Function | api_pb2.FunctionOptions) -> None:
+        """Refuse ids of another plane: a client asks once for a Mount or Volume, and keeps it."""
+        for mount in definition.volume_mounts:
+            try:
+                self._plane.volumes.by_id(mount.volume_id)
+            except KeyError:
+                raise _of_another_plane(f"Volume {mount.volume_id}") from None
+        for mount_id in definition.mount_ids:
+            if mount_id not in self._plane.mounts:
+                raise _of_another_plane(f"Mount {mount_id}")
 
     async def FunctionGet(self, request: api_pb2.FunctionGetRequest) -> api_pb2.FunctionGetResponse:
         """Find a function of a deployed app, or of one version of it."""
@@ -147,6 +165,7 @@ class FunctionService:
         if request.function_options.cloud_bucket_mounts:
             raise GRPCError(Status.UNIMPLEMENTED, "the local plane does not model CloudBucketMount")
         check_mounts(request.function_options.volume_mounts)
+        self._check_objects(request.function_options)
         key = (
             base.id,
             request.serialized_params,
@@ -188,6 +207,10 @@ def take_effect(plane: Plane, scheduler: Scheduler, function: Function) -> None:
     for variant in [f for f in plane.functions.values() if f.base is function]:
         _derive(variant)
         scheduler.fleet.retire(variant)
+
+
+def _of_another_plane(what: str) -> GRPCError:
+    return GRPCError(Status.INVALID_ARGUMENT, OF_ANOTHER_PLANE.format(what=what))
 
 
 def _tagged(app: App, ids: Mapping[str, str], tag: str) -> str:

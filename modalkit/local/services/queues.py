@@ -156,8 +156,8 @@ def _check(values: list[bytes]) -> None:
         problem = f"{len(values)} items at once: a partition holds {MAX_PARTITION_ITEMS}"
     elif too_large := max((len(v) for v in values if len(v) > MAX_ITEM_BYTES), default=0):
         problem = f"an item of {too_large} bytes: the limit is 1 MiB"
-    elif (total := sum(map(len, values))) > MAX_PARTITION_BYTES:
-        problem = f"{total} bytes at once: a partition holds {MAX_PARTITION_BYTES}"
+    elif (size := sum(map(len, values))) > MAX_PARTITION_BYTES:
+        problem = f"{size} bytes at once: a partition holds 64 MiB"
     else:
         return
     raise GRPCError(Status.INVALID_ARGUMENT, f"Queue.put of {problem}")
