@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pytest
 
+from modalkit._environment import PROFILE, QUICK_STARTS
+
 if TYPE_CHECKING:
     from modalkit.local import LocalPlane
 
@@ -26,8 +28,6 @@ MARKER = (
     "modalkit(**options): how the `plane` fixture makes its plane: arguments of "
     "modalkit.local.LocalPlane"
 )
-PROFILE = "MODALKIT_LOCAL_PROFILE"
-QUICK_STARTS = "MODALKIT_LOCAL_QUICK_STARTS"
 Scope = Literal["function", "class", "module", "session"]
 """Not "package": that of a plugin's fixture is the session."""
 SCOPES = get_args(Scope)

@@ -142,7 +142,7 @@ def run(*, state: Path | None, app_ref: str, arguments: tuple[str, ...], **optio
 
     The real modal client and the real container entrypoint run on this machine; nothing leaves it.
     The plane is a new one, also beside one that is up, and ends with the app. The exit code is
-    modal's.
+    modal's, or 128 and the number of the signal that ended it.
 
     \b
     Examples:
@@ -152,7 +152,8 @@ def run(*, state: Path | None, app_ref: str, arguments: tuple[str, ...], **optio
     """
     with _new_plane(state, options) as plane, _interrupts_left_to_modal():
         completed = plane.run(app_ref, *arguments, check=False)
-    sys.exit(completed.returncode)
+    code = completed.returncode
+    sys.exit(code if code >= 0 else 128 - code)  # as a shell does
 
 
 @contextmanager
@@ -224,7 +225,7 @@ def down(*, state: Path | None) -> None:
 
 @local.command()
 @_state_option
-@click.option("--unset", is_flag=True, help="Print what takes the settings back.")
+@click.option("--unset", is_flag=True, help="Print what unsets them all.")
 def env(*, state: Path | None, unset: bool) -> None:
     r"""
     Print the settings that lead modal's own commands to the plane, for a shell to read.
@@ -239,7 +240,12 @@ def env(*, state: Path | None, unset: bool) -> None:
         names = [*LocalPlane.settings(Path()), *STRAY_SETTINGS]
         click.echo("unset " + " ".join(names))
         return
-    for name, value in LocalPlane.attach(state).env.items():
+    try:
+        plane = LocalPlane.attach(state)
+    except PlaneStartError:
+        click.echo("false")  # `eval` of nothing would succeed, and the next command go to Modal
+        raise
+    for name, value in plane.env.items():
         click.echo(f"export {name}={shlex.quote(value)}")
     click.echo("unset " + " ".join(STRAY_SETTINGS))
 

@@ -36,7 +36,8 @@ def _state_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _open(state: Path) -> Iterator[ObjectStore]:
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not object_directory(state).is_dir():
+        raise UsageError(f"no plane or `modalkit local secret set` has used {state} yet")
     with contextlib.closing(ObjectStore(object_directory(state))) as store:
         yield store
 
@@ -74,6 +75,8 @@ def set_(*, state: Path, from_dotenv: Path | None, name: str, variables: tuple[s
         values[key] = value
     if not values:
         raise UsageError(f"no variable for the Secret {name!r}: give KEY=VALUE or --from-dotenv")
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    object_directory(state).mkdir(mode=0o700, exist_ok=True)
     with _open(state) as store:
         try:
             stored = store.find("st", name=name) or store.create("st", name)

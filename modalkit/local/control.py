@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,8 @@ class Control:
             return {"result": await result if inspect.isawaitable(result) else result}
         except ModalkitError as error:
             return {"error": str(error), "kind": type(error).__name__}
+        except (OSError, sqlite3.Error) as error:
+            return {"error": f"the local plane cannot do it: {error}", "kind": "LocalPlaneError"}
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             return {"error": f"the plane's control socket has no such operation: {error!r}"}
 
@@ -198,12 +201,16 @@ class Control:
     def _volume(self, name: str) -> str:
         return str(self._named(name).committed)
 
-    def _uncommitted(self, volume: str) -> dict[str, list[str]]:
+    async def _uncommitted(self, volume: str) -> dict[str, list[str]]:
         id = self._named(volume).id  # noqa: A001 - the field's own name
-        return {
-            container.id: container.views[id].uncommitted()
+        views = {
+            container.id: container.views[id]
             for container in self._plane.containers.values()
             if container.is_alive and id in container.views
+        }
+        return {
+            container: await asyncio.to_thread(view.uncommitted)
+            for container, view in views.items()
         }
 
     def _named(self, name: str) -> Volume:

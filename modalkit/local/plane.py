@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import attrs
 
+from modalkit._environment import PROFILE, QUICK_STARTS
 from modalkit.errors import LocalPlaneError, PlaneStartError, UsageError
 from modalkit.local import plane_process, switches
+from modalkit.local.claim import POLL_S
 from modalkit.local.faults import Faults
 from modalkit.local.reports import ContainerInfo, ImageInfo, LogLine, PackageInfo, Rpc
-from modalkit.local.watch import POLL_S, Trigger, Watch
+from modalkit.local.watch import Trigger, Watch
 
 if TYPE_CHECKING:
     import modal
-
-
-QUICK_STARTS = "MODALKIT_LOCAL_QUICK_STARTS"
-"""Whether planes start containers by fork where nothing else is said: 1 or 0."""
 
 
 @attrs.frozen
@@ -226,16 +224,17 @@ class RunningPlane:
             container: Its id; None for the first one to which *after* happens.
             grace_s: Default: that of the plane.
             after: Wait first, until a live container writes a line with this text, or one that
-                this pattern is found in; until it has run an input for this many seconds; or until
-                this function of its `ContainerInfo` returns true. A line that was written before
-                counts too, once: the next call looks at later lines only.
+                this pattern is found in; until it has run an input for this many seconds, from when
+                this call first sees it; or until this function of its `ContainerInfo` returns true.
+                A line that was written before counts too, once: the next call looks at later lines
+                only.
             timeout_s: How long to wait for it.
 
         Returns:
             The container, as it was just before.
 
         Raises:
-            UnknownContainerError: There is no such live container.
+            UnknownContainerError: There is no such live container, or it ends meanwhile.
             LocalPlaneError: What it should come after did not happen in time.
         """
         return self._strike("preempt", container, after, timeout_s, grace_s=grace_s)
@@ -251,7 +250,7 @@ class RunningPlane:
         SIGKILL every process of a container, now; see `preempt`.
 
         Raises:
-            UnknownContainerError: There is no such live container.
+            UnknownContainerError: There is no such live container, or it ends meanwhile.
             LocalPlaneError: What it should come after did not happen in time.
         """
         return self._strike("kill", container, after, timeout_s)
@@ -366,6 +365,12 @@ def _check(done: subprocess.CompletedProcess[str]) -> None:
         raise
 
 
+def _several(name: str, values: Sequence[str | int]) -> list[str]:
+    if isinstance(values, str):  # it would be read letter by letter
+        raise UsageError(f"{name}={values!r} is a str: write {name}={values.split(',')!r}")
+    return [str(value) for value in values]
+
+
 def _quick_starts() -> bool:
     return os.environ.get(QUICK_STARTS, "0") not in ("", "0")
 
@@ -428,7 +433,7 @@ class LocalPlane(RunningPlane):
         echo_logs: bool = False,
     ) -> None:
         self._state = Path(state).absolute() if state is not None else None
-        named = os.environ.get("MODALKIT_LOCAL_PROFILE", "lenient")
+        named = os.environ.get(PROFILE) or "lenient"
         self.profile = str(named if profile is None else profile)
         """How it behaves where Modal's behaviour is unknown."""
         self._options: dict[str, Any] = {
@@ -437,8 +442,8 @@ class LocalPlane(RunningPlane):
             "quick_starts": _quick_starts() if quick_starts is None else quick_starts,
             "switches": attrs.asdict(switches.profile(self.profile)),
             "background_commit_s": background_commit_s,
-            "provides": list(provides),
-            "gpus": [str(gpu) for gpu in gpus],
+            "provides": _several("provides", provides),
+            "gpus": _several("gpus", gpus),
             "grace_s": grace_s,
             "heartbeat_timeout_s": heartbeat_timeout_s,
             "python": str(python or sys.executable),

@@ -32,6 +32,8 @@ from modalkit.local.processes import descendants, views_directory
 from modalkit.local.trees import remove_all
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+LOG_VARIABLE = "MODALKIT_LOCAL_LOG"
+"""How much the plane says on stderr: a level of logging."""
 SWEEP_S = 10.0
 """How long the warden tries to end what is left, such as a program of another user's."""
 
@@ -96,13 +98,21 @@ def _sweep(configuration: dict[str, Any]) -> None:
 
 
 def _serve(configuration: dict[str, Any], claim: Claim) -> None:
-    level = os.environ.get("MODALKIT_LOCAL_LOG", "warning").upper()
     logging.basicConfig(level="WARNING", format="[local plane] %(message)s")
-    logging.getLogger("modalkit.local").setLevel(level)
     try:
+        logging.getLogger("modalkit.local").setLevel(_log_level())
         asyncio.run(_amain(configuration, claim))
     except LocalPlaneError as error:
         _greet({"error": str(error)})
+
+
+def _log_level() -> str:
+    level = os.environ.get(LOG_VARIABLE) or "warning"
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise LocalPlaneError(
+            f"{LOG_VARIABLE}={level!r} is no level of logging: take debug, info, warning or error"
+        )
+    return level.upper()
 
 
 def _greet(greeting: dict[str, Any]) -> None:

@@ -213,7 +213,7 @@ class VolumeRegistry:
         self.root = root
         self._lock = threading.Lock()
         self._volumes: dict[str, Volume] = {}
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in root.glob(f"{DELETED}*"):  # by a plane that was killed
             trees.remove_all(left)
         for record in sorted(root.glob(f"*/{RECORD}")):

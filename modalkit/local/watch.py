@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from modalkit.errors import LocalPlaneError, UnknownContainerError
+from modalkit.local.claim import POLL_S
 from modalkit.local.reports import ContainerInfo, LogLine
 
 if TYPE_CHECKING:
     from modalkit.local.plane import RunningPlane
 
-POLL_S = 0.02
 LINES_SHOWN = 10
 
 Trigger = str | re.Pattern[str] | float | Callable[[ContainerInfo], bool]
@@ -59,6 +59,8 @@ class Watch:
                 with contextlib.suppress(UnknownContainerError):  # it ended in this moment
                     strike(found.id)
                     return found
+            if container is not None and all(c.id != container for c in self._plane.containers()):
+                raise UnknownContainerError(f"no live container {container!r}")
             if time.monotonic() > deadline:
                 raise self._in_vain(after, timeout_s)
             time.sleep(POLL_S)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from modalkit.cli.local import local
+from modalkit.errors import PlaneStartError, UsageError
 
 from .conftest import APPS
 
@@ -42,6 +44,38 @@ def test_its_exit_code_is_modals(tmp_path: Path) -> None:
     done = modalkit("local", "run", f"{APPS / 'functions.py'}::fail", "--x", "1", cwd=tmp_path)
     assert done.returncode == 1
     assert "unlucky 1" in done.stdout + done.stderr
+
+
+def test_a_modal_that_is_killed_ends_it_as_a_shell_would_say(tmp_path: Path) -> None:
+    app = tmp_path / "killed.py"
+    app.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    assert modalkit("local", "run", str(app), cwd=tmp_path).returncode == 128 + signal.SIGKILL
+
+
+def test_settings_of_no_plane_stop_the_shell_that_evaluates_them(tmp_path: Path) -> None:
+    result = CliRunner().invoke(local, ["env", "--state", str(tmp_path)])
+    assert result.stdout == "false\n"
+    assert isinstance(result.exception, PlaneStartError)
+
+
+@pytest.mark.parametrize("command", [["list"], ["delete", "x"]])
+def test_only_set_makes_a_state_for_secrets(tmp_path: Path, command: list[str]) -> None:
+    state = tmp_path / "typo"
+    result = CliRunner().invoke(local, ["secret", command[0], "--state", str(state), *command[1:]])
+    assert isinstance(result.exception, UsageError)
+    assert str(state) in str(result.exception)
+    assert not state.exists()
+    assert (
+        not CliRunner()
+        .invoke(local, ["secret", "set", "--state", str(state), "x", "A=1"])
+        .exit_code
+    )
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert (
+        not CliRunner()
+        .invoke(local, ["secret", command[0], "--state", str(state), *command[1:]])
+        .exit_code
+    )
 
 
 @pytest.mark.slow

@@ -237,6 +237,11 @@ def test_a_fault_that_cannot_be_is_refused(plane: LocalPlane, options: dict, sai
         plane.faults.fail(**options)
 
 
+def test_nobody_waits_to_strike_a_container_that_is_not_there(plane: LocalPlane):
+    with pytest.raises(UnknownContainerError, match="ta-nowhere"):
+        plane.kill("ta-nowhere", after="no such line")
+
+
 # ------------------------------------------------------------------ the clock
 
 

@@ -49,6 +49,11 @@ def volume(tmp_path):
     return VolumeRegistry(tmp_path / "volumes").get_or_create("data", 0, create=True)
 
 
+def test_nobody_else_reads_them(tmp_path):
+    VolumeRegistry(tmp_path / "volumes")
+    assert (tmp_path / "volumes").stat().st_mode & 0o777 == 0o700
+
+
 @pytest.fixture
 def seen(volume, tmp_path, kind):
     """Makes views as containers have them; they go at the end."""
