@@ -15,8 +15,8 @@ import inspect
 import json
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 import attrs
 from google.protobuf.message import DecodeError
@@ -30,6 +30,8 @@ from modalkit.local.features import feature
 from modalkit.local.transcript import Transcript
 
 logger = logging.getLogger("modalkit.local")
+
+T = TypeVar("T")
 
 RECEIVE_TIMEOUT_S: Final = 60.0
 """How long a request may take to arrive whole, once it has begun to."""
@@ -185,6 +187,13 @@ class _Translated:
 def not_found(what: str) -> GRPCError:
     """Return the error that modal's client shows as NotFoundError."""
     return GRPCError(Status.NOT_FOUND, what)
+
+
+def known(table: Mapping[str, T], identifier: str, what: str) -> T:
+    """Return what *table* has under an id, or raise modal's NotFoundError with *what* it is."""
+    if identifier not in table:
+        raise not_found(f"no {what} {identifier}")
+    return table[identifier]
 
 
 def encode_token(**claims: Any) -> str:

@@ -17,7 +17,7 @@ from modalkit.local.object_store import NAME
 from modalkit.local.services.functions import take_effect
 from modalkit.local.services.inspection import app_metadata
 from modalkit.local.state import App, Deployment, new_id
-from modalkit.local.wire import not_found
+from modalkit.local.wire import known, not_found
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -47,9 +47,7 @@ class AppService:
         return api_pb2.EnvironmentGetOrCreateResponse(environment_id="en-main", metadata=metadata)
 
     def _app(self, app_id: str) -> App:
-        if app_id not in self._plane.apps:
-            raise not_found(f"no app {app_id}")
-        app = self._plane.apps[app_id]
+        app = known(self._plane.apps, app_id, "app")
         app.last_seen = time.monotonic()
         return app
 

@@ -14,7 +14,7 @@ from grpclib import Status as GrpcStatus
 from modal_proto import api_pb2
 
 from modalkit.local.state import MAX_LOSSES, Call, Input, Status, is_waited_for, new_id
-from modalkit.local.wire import decode_token, encode_token, not_found
+from modalkit.local.wire import decode_token, encode_token, known, not_found
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -33,9 +33,7 @@ class CallService:
         self._generation = secrets.token_hex(4)
 
     def _call(self, call_id: str) -> Call:
-        if call_id not in self._plane.calls:
-            raise not_found(f"no function call {call_id}")
-        return self._plane.calls[call_id]
+        return known(self._plane.calls, call_id, "function call")
 
     def _accept(
         self, call: Call, items: Iterable[api_pb2.FunctionPutInputsItem]

@@ -12,7 +12,7 @@ from modalkit.local import features
 from modalkit.local.layout import class_metadata
 from modalkit.local.state import App, Function, new_id
 from modalkit.local.volume_service import check_mounts
-from modalkit.local.wire import not_found
+from modalkit.local.wire import known, not_found
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -33,16 +33,13 @@ class FunctionService:
         self._scheduler = scheduler
 
     def _function(self, function_id: str) -> Function:
-        if function_id not in self._plane.functions:
-            raise not_found(f"no function {function_id}")
-        return self._plane.functions[function_id]
+        return known(self._plane.functions, function_id, "function")
 
     def _existing_or_new(self, existing_id: str, app_id: str) -> Function:
         if existing_id in self._plane.functions:
             return self._plane.functions[existing_id]
-        if app_id not in self._plane.apps:
-            raise not_found(f"no app {app_id}")
-        function = _undefined(new_id("fu"), self._plane.apps[app_id])
+        app = known(self._plane.apps, app_id, "app")
+        function = _undefined(new_id("fu"), app)
         self._plane.functions[function.id] = function
         return function
 

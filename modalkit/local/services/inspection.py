@@ -12,7 +12,7 @@ from modal_proto import api_pb2
 
 from modalkit.local.core import ENVIRONMENT
 from modalkit.local.state import Status
-from modalkit.local.wire import not_found
+from modalkit.local.wire import known
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -33,9 +33,7 @@ class InspectionService:
     # ------------------------------------------------------------------ apps
 
     def _app(self, app_id: str) -> App:
-        if app_id not in self._plane.apps:
-            raise not_found(f"no app {app_id}")
-        return self._plane.apps[app_id]
+        return known(self._plane.apps, app_id, "app")
 
     async def AppList(self, _request: api_pb2.AppListRequest) -> api_pb2.AppListResponse:
         """List the apps that run or are deployed, and those that have stopped."""
@@ -134,9 +132,7 @@ class InspectionService:
         ]
 
     def _container(self, container_id: str) -> Container:
-        if container_id not in self._plane.containers:
-            raise not_found(f"no container {container_id}")
-        return self._plane.containers[container_id]
+        return known(self._plane.containers, container_id, "container")
 
     async def TaskList(self, request: api_pb2.TaskListRequest) -> api_pb2.TaskListResponse:
         """List the containers that live, of one app or of all."""
@@ -183,9 +179,7 @@ class InspectionService:
         self, request: api_pb2.FunctionGetCurrentStatsRequest
     ) -> api_pb2.FunctionStats:
         """Count the inputs that wait and run, and the containers."""
-        function = self._plane.functions.get(request.function_id)
-        if function is None:
-            raise not_found(f"no function {request.function_id}")
+        function = known(self._plane.functions, request.function_id, "function")
         return api_pb2.FunctionStats(
             backlog=len(function.pending),
             num_total_tasks=len(function.live),
@@ -193,9 +187,7 @@ class InspectionService:
         )
 
     def _call(self, call_id: str) -> Call:
-        if call_id not in self._plane.calls:
-            raise not_found(f"no function call {call_id}")
-        return self._plane.calls[call_id]
+        return known(self._plane.calls, call_id, "function call")
 
     async def FunctionCallGetInfo(
         self, request: api_pb2.FunctionCallGetInfoRequest

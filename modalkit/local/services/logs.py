@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from modal_proto import api_pb2
 
-from modalkit.local.wire import not_found
+from modalkit.local.wire import known
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -65,10 +65,7 @@ class LogService:
                 self._plane.spawn(self._leave_if_silent(app, LOST_CLIENT_S))
 
     def _app(self, app_id: str, container: Container | None = None) -> App:
-        app = container.function.app if container else self._plane.apps.get(app_id)
-        if app is None:
-            raise not_found(f"no app {app_id}")
-        return app
+        return container.function.app if container else known(self._plane.apps, app_id, "app")
 
     async def _leave_if_silent(self, app: App, patience_s: float) -> None:
         """End what a client left when it broke off and gives no other sign of life."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from modal_proto import api_pb2
 
-from modalkit.local.wire import not_found
+from modalkit.local.wire import known
 
 if TYPE_CHECKING:
     from modalkit.local.core import Plane
@@ -23,9 +23,7 @@ class ScalingService:
         self._keep = plane.keep
 
     def _function(self, function_id: str) -> Function:
-        if function_id not in self._plane.functions:
-            raise not_found(f"no function {function_id}")
-        return self._plane.functions[function_id]
+        return known(self._plane.functions, function_id, "function")
 
     async def FunctionGetSchedulingParams(
         self, request: api_pb2.FunctionGetSchedulingParamsRequest
