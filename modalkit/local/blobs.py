@@ -34,7 +34,7 @@ async def start_http(plane: Plane) -> web.AppRunner:
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.router.add_put(prefix + "/blob/{id}", files.put_blob)
     app.router.add_get(prefix + "/blob/{id}", files.get_blob)
-    app.router.add_get(prefix + "/volume/{id}/{path:.*}", files.get_volume_file)
+    app.router.add_get(prefix + "/volume/{id}/{held}", files.get_volume_file)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -85,11 +85,9 @@ class _Files:
         """Return one block of a committed file."""
         try:
             volume = self._plane.volumes.by_id(request.match_info["id"])
-            path = volume.resolve(request.match_info["path"])
-        except (KeyError, ValueError) as error:
+            path = volume.held(request.match_info["held"])
+        except KeyError as error:
             raise web.HTTPNotFound from error
-        if not path.is_file():
-            raise web.HTTPNotFound
         with path.open("rb") as file:  # at most 8 MiB, as the client asks for it
             file.seek(int(request.query["offset"]))
             return web.Response(body=file.read(int(request.query["length"])))

@@ -29,23 +29,34 @@ class Held:
     is_written: bool = False
 
 
-def held_below(pids: Iterable[int], mount_point: str) -> Iterator[Held]:
+def held_below(pids: Iterable[int], mount_point: str, others: Iterable[str] = ()) -> Iterator[Held]:
     """
     Find what the given processes hold below a directory, which each sees at the same path.
 
-    Working directories, open files and directories, and mapped files count. The kernel names them
-    as their own process sees them: a mount there need not exist here.
+    What is below one of *others*, where something else is mounted inside, does not count. Working
+    directories, open files and directories, and mapped files do. The kernel names them as their own
+    process sees them: a mount there need not exist here.
     """
-    # Links of this machine in the path may be true directories there.
-    bases = dict.fromkeys((os.path.realpath(mount_point), os.path.normpath(mount_point)))
+    bases = _names(mount_point)
+    names = [name for other in others for name in _names(other)]
+    inner = [name for name in names if _is_in(name, bases) and name not in bases]
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended
             for path, how, is_written in (*_links(pid), *_maps(pid)):
                 named = path.removesuffix(" (deleted)")
                 for base in bases:
-                    if named == base or named.startswith(base + "/"):
+                    if _is_in(named, [base]) and not _is_in(named, inner):
                         yield Held(os.path.relpath(named, base), pid, how, is_written)
                         break
+
+
+def _names(mount_point: str) -> list[str]:
+    # Links of this machine in the path may be true directories there.
+    return [*dict.fromkeys((os.path.realpath(mount_point), os.path.normpath(mount_point)))]
+
+
+def _is_in(path: str, directories: Iterable[str]) -> bool:
+    return any(path == directory or path.startswith(f"{directory}/") for directory in directories)
 
 
 def _links(pid: int) -> Iterator[tuple[str, str, bool]]:

@@ -30,6 +30,7 @@ OPAQUE_MARK: Final = "user.overlay.opaque"
 # The kernel stamps files with a clock that advances in steps of up to 1/HZ = 10 ms: two writes
 # within one step look the same. A scan that follows the newest write by a step cannot miss one.
 CLOCK_STEP_NS: Final = 10_000_000
+SCANS: Final = 3
 # From <linux/fs.h>; shares the blocks on btrfs, xfs and bcachefs, refused elsewhere.
 FICLONE: Final = 0x40049409
 
@@ -85,14 +86,27 @@ def _is_opaque(path: Path) -> bool:
 
 
 def settled_scan(root: Path, *, layer: bool = False) -> Tree:
-    """Scan, a clock step after the newest write: whatever is written later has another stamp."""
-    entries = scan(root, layer=layer)
-    newest = max((int(s[4]) for s in entries.values() if s[0] == "file"), default=0)
-    wait_ns = newest + CLOCK_STEP_NS - time.time_ns()
-    if 0 < wait_ns <= CLOCK_STEP_NS:
-        time.sleep(wait_ns / 1e9)
+    """
+    Scan, a clock step after the newest write: whatever is written later has another stamp.
+
+    Where writing goes on, the newest files get stamps that no later scan will find again.
+    """
+    for attempt in range(SCANS):
         entries = scan(root, layer=layer)
+        oldest = time.time_ns() - CLOCK_STEP_NS  # of what may be written once more and look alike
+        young = {path: stamp for path, stamp in entries.items() if _written_after(stamp, oldest)}
+        if not young:
+            break
+        if attempt < SCANS - 1:
+            time.sleep(CLOCK_STEP_NS / 1e9)
+        else:
+            entries |= {path: (*stamp, uuid.uuid4().hex) for path, stamp in young.items()}
     return entries
+
+
+def _written_after(stamp: Stamp, oldest: int) -> bool:
+    # A stamp from the future is of a clock that was set back: waiting would not help.
+    return stamp[0] == "file" and oldest < int(stamp[4]) <= oldest + 2 * CLOCK_STEP_NS
 
 
 def overlaid(lower: Tree, upper: Tree) -> Tree:

@@ -141,7 +141,8 @@ class View:
 
         Raises:
             KeyError: The Volume was deleted.
-            OSError: The disk is full; nothing was committed.
+            OSError: The disk is full. All files are copied before the first takes its place, so
+                nothing was committed, unless not even a directory could be made.
         """
         with self._lock:
             return 0 if self.read_only or self._is_closed else self._push(busy)

@@ -1,8 +1,8 @@
 """
 Volumes as directories: one committed tree each, whose files are replaced and never written to.
 
-What containers see of them is in `views`. No gRPC and no asyncio here: `volume_service` answers
-the RPCs, in threads.
+What containers see of them is in `views`. No gRPC and no asyncio here: `volume_service` and
+`volume_files` answer the RPCs, in threads.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import attrs
 
@@ -26,6 +27,8 @@ NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,63}")
 RECORD: Final = "volume.json"
 DELETED: Final = "~deleted-"
 """Before the id, in the name of a directory that is being removed."""
+HELD_S: Final = 3600.0
+"""How long what a client reads is kept after its last request, when it was replaced meanwhile."""
 
 
 @attrs.define(eq=False)
@@ -70,9 +73,11 @@ class Volume:
     is_deleted: bool = attrs.field(default=False, init=False)
     _newest: Generation | None = attrs.field(default=None, init=False, repr=False)
     """The tree as it is now; None where no generation shows it."""
+    _held: dict[str, float] = attrs.field(factory=dict, init=False, repr=False)
+    """What is in `reading`, and when each was last asked for, by the monotonic clock."""
 
     def __attrs_post_init__(self) -> None:
-        for path in (self.committed, self.staging):
+        for path in (self.committed, self.staging, self.reading):
             path.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -84,6 +89,11 @@ class Volume:
     def staging(self) -> Path:
         """Where files are written before they are renamed into the committed tree."""
         return self.root / "staging"
+
+    @property
+    def reading(self) -> Path:
+        """What clients read, under names of its own: the client fetches it block by block."""
+        return self.root / "reading"
 
     def save(self) -> None:
         """Write down what a later registry needs to know about this Volume."""
@@ -101,11 +111,14 @@ class Volume:
             follow: Whether the path will be opened, so that a link must lead into the tree too.
 
         Raises:
-            ValueError: The path leads out of the Volume.
+            ValueError: The path leads out of the Volume, or round in circles.
         """
         base = self.committed.resolve()
         path = base / relative.lstrip("/")
-        where = path.resolve() if follow else path.parent.resolve() / path.name
+        try:
+            where = path.resolve() if follow else _place(path)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{relative!r} is no path of a Volume: {error}") from None
         if ".." in Path(relative).parts or not (where == base or base in where.parents):
             raise ValueError(f"{relative!r} leads out of the Volume {self.name or self.id!r}")
         return path
@@ -126,12 +139,56 @@ class Volume:
                 trees.remove_all(stale.root)
             yield self.committed
 
-    def put(self, source: Path, relative: str) -> None:
-        """Copy a file or a link into the committed tree, within `changing`."""
-        inside = self.resolve(relative, follow=False).relative_to(self.committed.resolve())
-        if not inside.parts:
-            raise ValueError(f"{relative!r} names no file in the Volume {self.name or self.id!r}")
-        trees.put(source, self.committed, str(inside), self.staging, "file")
+    @contextlib.contextmanager
+    def incoming(self) -> Iterator[Incoming]:
+        """
+        Put entries into the committed tree, within `changing`: all of them or none.
+
+        Raises:
+            OSError: The disk is full, for one.
+        """
+        incoming = Incoming(self)
+        try:
+            yield incoming
+            for name, copy in incoming.staged:
+                if copy is None:
+                    trees.make_directory(self.committed, Path(name))
+                else:
+                    trees.place(copy, self.committed, name)
+        finally:
+            for copy in filter(None, (copy for _, copy in incoming.staged)):
+                copy.unlink(missing_ok=True)
+
+    def hold(self, path: Path) -> Path:
+        """
+        Give a committed file another name that keeps its bytes, whatever becomes of the file.
+
+        Raises:
+            OSError: There is no such file.
+        """
+        with self.lock:
+            facts = path.stat()
+            if not stat.S_ISREG(facts.st_mode):
+                raise FileNotFoundError(path)
+            held = self.reading / f"{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_size}"
+            if not held.exists():
+                trees.stage(path.resolve(), self.staging, link=True).replace(held)
+            now = self._held[held.name] = time.monotonic()
+            for name in [name for name, used in self._held.items() if now - used > HELD_S]:
+                (self.reading / name).unlink(missing_ok=True)
+                del self._held[name]
+            return held
+
+    def held(self, name: str) -> Path:
+        """
+        Return what `hold` returned, by its name.
+
+        Raises:
+            KeyError: There is none, or not any more.
+        """
+        with self.lock:
+            self._held[name] = max(time.monotonic(), self._held[name])
+            return self.reading / name
 
     def require_directory(self, relative: str, *, create: bool) -> None:
         """
@@ -187,6 +244,53 @@ class Volume:
                 trees.remove_all(generation.root)
 
 
+@attrs.frozen
+class Incoming:
+    """
+    What is to come into a committed tree together; see `Volume.incoming`.
+
+    Attributes:
+        staged: The names to be, and the copies in the staging directory; None for a directory.
+    """
+
+    _volume: Volume
+    staged: list[tuple[str, Path | None]] = attrs.field(factory=list, init=False)
+
+    def add(self, source: Path, relative: str, mode: int = 0) -> None:
+        """Copy a file, a link or an empty directory; *mode* 0 is that of the source."""
+        name = self._name(relative)
+        if source.is_dir() and not source.is_symlink():
+            self.staged.append((name, None))
+            return
+        copy = trees.stage(source, self._volume.staging)
+        self.staged.append((name, copy))
+        if mode:
+            copy.chmod(mode & 0o777)
+
+    @contextlib.contextmanager
+    def new(self, relative: str, mode: int) -> Iterator[BinaryIO]:
+        """Write a file."""
+        copy = self._volume.staging / uuid.uuid4().hex
+        self.staged.append((self._name(relative), copy))
+        with copy.open("xb") as file:
+            yield file
+        copy.chmod(mode & 0o777)
+
+    def _name(self, relative: str) -> str:
+        volume = self._volume
+        # A link on the way is followed, for it leads to a directory of the same Volume.
+        name = _place(volume.resolve(relative, follow=False))
+        inside = name.relative_to(volume.committed.resolve())
+        if not inside.parts:
+            where = volume.name or volume.id
+            raise ValueError(f"{relative!r} names no file in the Volume {where!r}")
+        return str(inside)
+
+
+def _place(path: Path) -> Path:
+    return path.parent.resolve() / path.name
+
+
 def _link_all(tree: trees.Tree, source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for path, (kind, *_) in sorted(tree.items()):
@@ -220,7 +324,7 @@ class VolumeRegistry:
             volume = _load(record)
             if volume.name:
                 self._volumes[volume.id] = volume
-                for left in volume.staging.iterdir():  # by a plane that was killed
+                for left in (*volume.staging.iterdir(), *volume.reading.iterdir()):  # by another
                     left.unlink()
             else:
                 trees.remove_all(record.parent)

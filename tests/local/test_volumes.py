@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from modalkit.errors import LocalPlaneError
-from modalkit.local import boot
+from modalkit.local import boot, trees
 from modalkit.local.open_files import held_below
 from modalkit.local.views import Kind, View, overlay_problem
 from modalkit.local.volumes import Volume, VolumeRegistry
@@ -707,8 +708,32 @@ def test_a_commit_that_is_killed_loses_no_file_for_another(tmp_path):
 
 def test_put_refuses_the_root(volume, tmp_path):
     (tmp_path / "f").write_text("1")
-    with pytest.raises(ValueError, match="names no file"):
-        volume.put(tmp_path / "f", "/")
+    with pytest.raises(ValueError, match="names no file"), volume.incoming() as incoming:
+        incoming.add(tmp_path / "f", "/")
+    assert not list(volume.staging.iterdir())
+
+
+def test_what_is_being_written_is_no_longer_taken_for_known(tmp_path):
+    """Two writes within one step of the kernel's clock may look alike."""
+    done = threading.Event()
+
+    def write_on() -> None:
+        while not done.wait(0.001):
+            (tmp_path / "f").write_text("x")
+
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write_on)
+        try:
+            while not (tmp_path / "f").exists():
+                pass
+            seen = trees.settled_scan(tmp_path)["f"]
+        finally:
+            done.set()
+        writing.result()
+    last = trees.settled_scan(tmp_path)["f"]
+    assert seen not in (last, trees.stamp_of(tmp_path / "f"))
+    assert trees.settled_scan(tmp_path)["f"] == last == trees.stamp_of(tmp_path / "f")
+    assert len(seen) > len(last)
 
 
 def test_named_volumes_are_found_again_and_ephemeral_ones_are_not(tmp_path):

@@ -81,6 +81,14 @@ def test_reload_is_refused_while_files_are_open_and_names_them(app: modal.Client
     )
 
 
+def test_a_file_open_in_a_volume_mounted_inside_hinders_no_reload_of_the_outer_one(
+    app: modal.Client,
+) -> None:
+    nested = function(app, "reload_around")
+    assert nested.remote("outer") == "done"
+    assert "path held.txt is open" in nested.remote("inner")
+
+
 @pytest.mark.skipif(READINGS.commit_reload != "skipped", reason="another reading of it")
 def test_commit_with_an_open_file_goes_through_where_the_server_skips_the_reload(
     app: modal.Client,

@@ -15,6 +15,7 @@ from modalkit.local.services.queues import QueueService
 from modalkit.local.services.scaling import ScalingService
 from modalkit.local.services.secrets import SecretService
 from modalkit.local.services.uploads import UploadService
+from modalkit.local.volume_files import VolumeFileService
 from modalkit.local.volume_service import VolumeService
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ HANDLERS: Final[tuple[type, ...]] = (
     QueueService,
     SecretService,
     VolumeService,
+    VolumeFileService,
     ContainerService,
 )
 """Whatever the plane answers is a method of one of these."""
@@ -53,6 +55,7 @@ def for_client(plane: Plane, scheduler: Scheduler, caller: Container | None = No
         QueueService(plane),
         SecretService(plane),
         VolumeService(plane, caller),
+        VolumeFileService(plane),
     ]
 
 

@@ -56,6 +56,19 @@ class Peer:
                 time.sleep(0.01)
 
 
+inner = modal.Volume.from_name("inner", create_if_missing=True)
+
+
+@app.function(volumes={"/mnt/shared": volume, "/mnt/shared/inner": inner})
+def reload_around(which: str) -> str:
+    with (HERE / "inner" / "held.txt").open("w"):
+        try:
+            (volume if which == "outer" else inner).reload()
+        except RuntimeError as error:
+            return str(error)
+    return "done"
+
+
 @app.function(volumes={"/mnt/shared": volume.with_mount_options(read_only=True)})
 def write_read_only() -> None:
     (HERE / "no.txt").write_text("no")
