@@ -221,7 +221,7 @@ class Plane:
         item = api_pb2.TaskLogs(
             data=f"modalkit: {line}\n",
             file_descriptor=api_pb2.FILE_DESCRIPTOR_STDERR,
-            timestamp=self.clock.time(),
+            timestamp=time.time(),  # of this machine, as that of all output: nobody moves it
         )
         self.emit(app, items=[item])
         self.log_lines.append(LogLine(len(self.log_lines), "", "stderr", f"modalkit: {line}"))

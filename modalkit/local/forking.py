@@ -64,7 +64,7 @@ def serve(control: Control, prepare: Callable[[], None] = lambda: None) -> Order
     children: dict[int, tuple[int, str]] = {}  # by a descriptor that is readable at their end
     poll = select.poll()
     poll.register(control.socket, select.POLLIN)
-    control.send(op="ready")
+    _report(control, op="ready")
     while True:
         for ready, _ in poll.poll():
             if ready in children:
@@ -72,7 +72,7 @@ def serve(control: Control, prepare: Callable[[], None] = lambda: None) -> Order
                 os.close(ready)
                 pid, name = children.pop(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                control.send(op="exited", container=name, code=code)
+                _report(control, op="exited", container=name, code=code)
                 continue
             if (received := control.receive()) is None:
                 os._exit(0)
@@ -93,6 +93,13 @@ def serve(control: Control, prepare: Callable[[], None] = lambda: None) -> Order
                 poll.register(handle, select.POLLIN)
 
 
+def _report(control: Control, **answer: Any) -> None:
+    try:
+        control.send(**answer)
+    except (BrokenPipeError, ConnectionResetError):  # the plane ended a moment ago
+        os._exit(0)
+
+
 def flush() -> None:
     """Write out what is buffered, or parent and child would both do so."""
     for stream in (sys.stdout, sys.stderr):
@@ -106,10 +113,10 @@ def _fork(control: Control, container: str, prepare: Callable[[], None]) -> int 
         flush()
         pid = os.fork()
     except OSError as error:
-        control.send(op="failed", container=container, reason=str(error))
+        _report(control, op="failed", container=container, reason=str(error))
         return None
     if pid:
-        control.send(op="forked", container=container, pid=pid)
+        _report(control, op="forked", container=container, pid=pid)
     return pid
 
 

@@ -13,27 +13,25 @@ import json
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
 from google.protobuf.message import DecodeError
 from modal_proto import api_pb2
 
 from modalkit.errors import LocalPlaneError
-from modalkit.local.image_commands import Layer
+from modalkit.local import kept, records
 from modalkit.local.lifesigns import RESULTS_KEPT_S
-from modalkit.local.state import App, Call, Deployment, Function, Input, Status, is_waited_for
+from modalkit.local.state import App, Call, Deployment, Function, Input, Status
 
 if TYPE_CHECKING:
-    from modalkit.local.core import Mount, Plane
+    from modalkit.local.core import Plane
 
 logger = logging.getLogger("modalkit.local")
 
 APPLICATION_ID: Final = int.from_bytes(b"mkit", "big")
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 SCHEMA: Final = f"""
 BEGIN;
 PRAGMA application_id = {APPLICATION_ID};
@@ -43,17 +41,21 @@ CREATE TABLE deployments (
   id TEXT PRIMARY KEY, app TEXT REFERENCES apps ON DELETE CASCADE, deployed_at REAL, request BLOB);
 CREATE TABLE versions (
   id TEXT PRIMARY KEY, deployment TEXT REFERENCES deployments ON DELETE CASCADE, tag TEXT,
-  definition BLOB, metadata BLOB);
+  definition BLOB, metadata BLOB, gpus BLOB);
 CREATE TABLE functions (
   id TEXT PRIMARY KEY, app TEXT REFERENCES apps ON DELETE CASCADE, base TEXT, version INTEGER,
-  parameters BLOB, options BLOB, definition BLOB, metadata BLOB, pinned TEXT);
+  parameters BLOB, options BLOB, definition BLOB, metadata BLOB, gpus BLOB, pinned TEXT);
 CREATE TABLE uploads (id TEXT PRIMARY KEY, record BLOB);
 CREATE TABLE calls (
-  id TEXT PRIMARY KEY, function TEXT REFERENCES functions ON DELETE CASCADE, kind INTEGER);
+  id TEXT PRIMARY KEY, function TEXT REFERENCES functions ON DELETE CASCADE, kind INTEGER,
+  parent TEXT, is_map INTEGER, made_at REAL);
 CREATE TABLE inputs (
   id TEXT PRIMARY KEY, call TEXT REFERENCES calls ON DELETE CASCADE, idx INTEGER,
   payload BLOB, retries INTEGER, output BLOB, finished_at REAL);
 CREATE INDEX inputs_of_call ON inputs (call);
+CREATE TABLE chunks (
+  id INTEGER PRIMARY KEY, call TEXT REFERENCES calls ON DELETE CASCADE, chunk BLOB);
+CREATE INDEX chunks_of_call ON chunks (call);
 COMMIT;
 """
 APP_FIELDS: Final = (
@@ -115,16 +117,21 @@ class Keep:
         """Keep *app* as it is deployed now, with all that its containers need."""
         functions = [function for function in plane.functions.values() if function.app is app]
         with self.together():
-            self._apps.add(app.id)
             self._keep_app(app)
             self._keep_deployment(app, app.deployments[-1])
             for function in functions:
-                self.bound(function)
-            for identifier in _uploads(plane, functions):
-                self._put("uploads", id=identifier, record=_packed(plane, identifier))
+                self._keep_function(function)
+            for identifier in records.uploads(plane, functions):
+                self._put("uploads", id=identifier, record=records.pack(plane, identifier))
+        self._apps.add(app.id)
 
-    def stopped(self, app: App) -> None:
-        """Keep that *app* was stopped; its results stay as long as those of others."""
+    def created(self, app: App) -> None:
+        """Keep an *app* that was made by its name alone; it has nothing yet."""
+        self._keep_app(app)
+        self._apps.add(app.id)
+
+    def changed(self, app: App) -> None:
+        """Keep that *app* has other tags, or was stopped; its results stay like any others."""
         if app.id in self._apps:
             self._keep_app(app)
 
@@ -137,20 +144,23 @@ class Keep:
         request = deployment.request.SerializeToString()
         at = deployment.deployed_at
         self._put("deployments", id=identifier, app=app.id, deployed_at=at, request=request)
-        for tag, (definition, metadata) in deployment.definitions.items():
+        for tag, then in deployment.definitions.items():
             self._put(
                 "versions",
                 id=f"{identifier}/{tag}",
                 deployment=identifier,
                 tag=tag,
-                definition=definition.SerializeToString(),
-                metadata=metadata.SerializeToString(),
+                definition=then.definition.SerializeToString(),
+                metadata=then.metadata.SerializeToString(),
+                gpus=records.pack_gpus(then.gpu_choices),
             )
 
     def bound(self, function: Function) -> None:
         """Keep a function, a variant of one, or one pinned to a version, as it is now."""
-        if function.app.id not in self._apps:
-            return
+        if function.app.id in self._apps:
+            self._keep_function(function)
+
+    def _keep_function(self, function: Function) -> None:
         options, pin = function.options, function.pinned_to
         tags = [tag for tag, i in pin.pinned.items() if i == function.id] if pin else []
         self._put(
@@ -163,13 +173,30 @@ class Keep:
             options=options.SerializeToString(deterministic=True) if options else b"",
             definition=function.definition.SerializeToString(),
             metadata=function.metadata.SerializeToString(),
+            gpus=records.pack_gpus(function.gpu_choices),
             pinned=json.dumps([pin.version, *tags]) if pin else None,
         )
 
-    def called(self, call: Call) -> None:
+    def called(self, call: Call, at: float) -> None:
         """Keep a call, which has no input yet."""
         if call.function.app.id in self._apps:
-            self._put("calls", id=call.id, function=call.function.id, kind=call.invocation_type)
+            self._put(
+                "calls",
+                id=call.id,
+                function=call.function.id,
+                kind=call.invocation_type,
+                parent=call.parent_input_id,
+                is_map=call.is_map,
+                made_at=at,
+            )
+
+    def streamed(self, call: Call, chunks: Iterable[api_pb2.DataChunk]) -> None:
+        """Keep what a generator has yielded."""
+        if call.function.app.id in self._apps:
+            with self.together():
+                for chunk in chunks:
+                    query = "INSERT INTO chunks (call, chunk) VALUES (?, ?)"
+                    self._write(query, call.id, chunk.SerializeToString())
 
     def accepted(self, item: Input) -> None:
         """Keep an input, before the client is told that it was accepted."""
@@ -248,13 +275,8 @@ class Keep:
         """
         with self._readable():
             self._drop_old(plane.clock.time())
-            self._restore_apps(plane)
-            self._restore_deployments(plane)
-            self._restore_functions(plane)
-            for identifier, record in self._db.execute("SELECT id, record FROM uploads"):
-                _unpack(plane, identifier, record)
-            self._restore_calls(plane)
-            blobs = self._restore_inputs(plane)
+            blobs = kept.fill(plane, self._db)
+        self._apps = set(plane.apps)
         self._sweep(plane, blobs)
         return [item for item in plane.inputs.values() if item.status is not Status.DONE]
 
@@ -267,121 +289,25 @@ class Keep:
     def _drop_old(self, now: float) -> None:
         """Drop results after seven days, and stopped apps that have none."""
         self._db.execute(
-            "DELETE FROM calls WHERE id NOT IN (SELECT call FROM inputs "
+            "DELETE FROM calls WHERE made_at < ? AND id NOT IN (SELECT call FROM inputs "
             "WHERE finished_at IS NULL OR finished_at > ?)",
-            (now - RESULTS_KEPT_S,),
+            (now - RESULTS_KEPT_S, now - RESULTS_KEPT_S),
         )
         self._db.execute(
             "DELETE FROM apps WHERE stopped_at > 0 AND id NOT IN "
             "(SELECT app FROM functions JOIN calls ON calls.function = functions.id)"
         )
 
-    def _restore_apps(self, plane: Plane) -> None:
-        for identifier, record in self._db.execute("SELECT id, record FROM apps ORDER BY rowid"):
-            app = App(id=identifier, app_state=api_pb2.APP_STATE_DEPLOYED, **json.loads(record))
-            plane.apps[app.id] = app
-            self._apps.add(app.id)
-            if app.stopped_at:
-                app.app_state, app.is_stopping, app.is_done = api_pb2.APP_STATE_STOPPED, True, True
-            else:
-                plane.deployed[app.name] = app.id
-            for tag, class_id in app.class_ids.items():
-                plane.classes[class_id] = app.function_ids.get(f"{tag}.*", "")
-
-    def _restore_deployments(self, plane: Plane) -> None:
-        query = "SELECT id, app, deployed_at, request FROM deployments ORDER BY rowid"
-        for identifier, app_id, deployed_at, request in self._db.execute(query):
-            versions = self._db.execute(
-                "SELECT tag, definition, metadata FROM versions WHERE deployment = ?", (identifier,)
-            )
-            definitions = {
-                tag: (
-                    api_pb2.Function.FromString(definition),
-                    api_pb2.FunctionHandleMetadata.FromString(metadata),
-                )
-                for tag, definition, metadata in versions
-            }
-            published = api_pb2.AppPublishRequest.FromString(request)
-            deployments = plane.apps[app_id].deployments
-            version = len(deployments) + 1
-            deployments.append(Deployment(version, deployed_at, published, definitions))
-
-    def _restore_functions(self, plane: Plane) -> None:
-        query = (
-            "SELECT id, app, definition, metadata, base, parameters, options, version, pinned "
-            "FROM functions ORDER BY rowid"
-        )
-        for row in self._db.execute(query):
-            identifier, app, definition, metadata, base, parameters, options, version, pinned = row
-            function = Function(
-                identifier,
-                plane.apps[app],
-                api_pb2.Function.FromString(definition),
-                api_pb2.FunctionHandleMetadata.FromString(metadata),
-                base=plane.functions[base] if base else None,
-                parameters=parameters,
-                options=api_pb2.FunctionOptions.FromString(options) if base else None,
-                version=version,
-            )
-            plane.functions[function.id] = function
-            if base:
-                plane.variants[base, parameters, options] = function.id
-            if pinned:
-                number, tag = json.loads(pinned)
-                function.pinned_to = function.app.deployments[number - 1]
-                function.pinned_to.pinned[tag] = function.id
-
-    def _restore_calls(self, plane: Plane) -> None:
-        for identifier, function, kind in self._db.execute("SELECT id, function, kind FROM calls"):
-            call = Call(identifier, plane.functions[function], kind)
-            call.made_at, call.last_listened = plane.clock.monotonic(), time.monotonic()
-            call.retried_by_client = is_waited_for(call) and (
-                plane.config.switches.retry_delay == "client"
-            )
-            plane.calls[call.id] = call
-
-    def _restore_inputs(self, plane: Plane) -> set[str]:
-        """Return the ids of the blobs that they need."""
-        blobs = set()
-        query = "SELECT id, call, idx, payload, retries FROM inputs ORDER BY rowid"
-        for identifier, call_id, index, payload, retries in self._db.execute(query):
-            call = plane.calls[call_id]
-            given = api_pb2.FunctionInput.FromString(payload or b"")
-            item = Input(identifier, call, index, given, retries=retries)
-            plane.inputs[item.id] = item
-            call.inputs.append(item)
-            call.unfinished += 1
-            blobs.add(item.payload.args_blob_id)
-        return blobs | self._restore_outputs(plane)
-
-    def _restore_outputs(self, plane: Plane) -> set[str]:
-        """Return the ids of the blobs that they need."""
-        blobs, epoch_s = set(), plane.clock.time() - plane.clock.monotonic()
-        query = (
-            "SELECT id, output, finished_at FROM inputs "
-            "WHERE output IS NOT NULL ORDER BY finished_at"
-        )
-        for identifier, record, finished_at in self._db.execute(query):
-            item = plane.inputs[identifier]
-            call, output = item.call, api_pb2.FunctionGetOutputsItem.FromString(record)
-            item.status = Status.DONE
-            call.unfinished -= 1
-            call.closed_at = None if call.unfinished else finished_at - epoch_s
-            call.outputs.append(output)
-            call.latest[item.index] = output
-            blobs.add(output.result.data_blob_id)
-        return blobs
-
     def _sweep(self, plane: Plane, blobs: set[str]) -> None:
         """Remove uploads, payloads and files that nothing needs; nobody is uploading yet."""
-        needed = set(_uploads(plane, plane.functions.values()))
+        needed = set(records.uploads(plane, plane.functions.values()))
         for (identifier,) in self._db.execute("SELECT id FROM uploads").fetchall():
             if identifier not in needed:
                 self._write("DELETE FROM uploads WHERE id = ?", identifier)
-        files = {file.sha256_hex for upload in needed for file in _files(plane, upload)}
-        for directory, kept in ((plane.blob_store, blobs), (plane.file_store, files)):
+        files = {file.sha256_hex for upload in needed for file in records.files(plane, upload)}
+        for directory, wanted in ((plane.blob_store, blobs), (plane.file_store, files)):
             for path in directory.iterdir():
-                if path.name not in kept:
+                if path.name not in wanted:
                     path.unlink()
 
     @contextlib.contextmanager
@@ -393,53 +319,3 @@ class Keep:
                 f"{self.path} cannot be read ({error}); restore it, or delete it: it has "
                 "deployed apps and results, but no Volumes"
             ) from error
-
-
-def _uploads(plane: Plane, functions: Iterable[Function]) -> Iterator[str]:
-    """Return the ids of the mounts and images that containers of *functions* need."""
-    for function in functions:
-        definition = function.definition
-        yield from definition.mount_ids
-        waiting = [definition.image_id]
-        while waiting:
-            if (image := plane.images.get(waiting.pop())) is not None:
-                yield image.id
-                waiting += image.bases.values()
-
-
-def _files(plane: Plane, identifier: str) -> Iterable[api_pb2.MountFile]:
-    if (mount := plane.mounts.get(identifier)) is not None:
-        return mount.files
-    image = plane.images.get(identifier)
-    return image.layer.context.values() if image is not None else ()
-
-
-def _packed(plane: Plane, identifier: str) -> bytes:
-    if identifier.startswith("mo-"):
-        return bytes(_request(plane.mounts.get(identifier)).SerializeToString())
-    image = plane.images[identifier]
-    context = [(path, file.SerializeToString().hex()) for path, file in image.layer.context.items()]
-    layer = {**attrs.asdict(image.layer, recurse=False), "context": context, "bases": {}}
-    return json.dumps({"id": image.id, "bases": dict(image.bases), "layer": layer}).encode()
-
-
-def _request(mount: Mount | None) -> api_pb2.MountGetOrCreateRequest:
-    if mount is None:
-        return api_pb2.MountGetOrCreateRequest()
-    return api_pb2.MountGetOrCreateRequest(files=mount.files, deployment_name=mount.name)
-
-
-def _unpack(plane: Plane, identifier: str, record: bytes) -> None:
-    from modalkit.local.core import Image, Mount
-
-    if identifier.startswith("mo-"):
-        request = api_pb2.MountGetOrCreateRequest.FromString(record)
-        plane.mounts[identifier] = Mount(tuple(request.files), request.deployment_name)
-        return
-    fields = json.loads(record)
-    layer = fields["layer"]
-    layer["commands"] = tuple(layer["commands"])
-    layer["context"] = {
-        path: api_pb2.MountFile.FromString(bytes.fromhex(file)) for path, file in layer["context"]
-    }
-    plane.images[identifier] = Image(fields["id"], Layer(**layer), fields["bases"])

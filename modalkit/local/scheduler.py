@@ -196,6 +196,7 @@ class Scheduler:
             item.timer.cancel()
         if container.state is State.BUSY and not container.running:
             container.on(Event.EMPTIED)
+            container.is_told_to_cancel = False  # whoever was meant is gone
             container.idle_since = self.plane.clock.monotonic()
             if container.function.definition.single_use_containers:
                 container.on(Event.DRAINED)
@@ -339,7 +340,7 @@ class Scheduler:
         if app.is_stopping:
             return
         app.stopped_at = self.plane.clock.time()
-        self.plane.keep.stopped(app)  # if that fails, the app goes on
+        self.plane.keep.changed(app)  # if that fails, the app goes on
         app.is_stopping = True
         containers = self._of(app, lambda c: c.is_alive)
         for item in list(self.plane.inputs.values()):

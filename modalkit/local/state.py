@@ -103,14 +103,24 @@ class Status(enum.Enum):
 
 
 @attrs.frozen(eq=False)
+class Definition:
+    """What a function is in one version of its app."""
+
+    definition: Any  # api_pb2.Function
+    metadata: Any  # api_pb2.FunctionHandleMetadata
+    gpu_choices: list[Any] = attrs.field(factory=list)
+    """The api_pb2.GPUConfig of each, where the app gave a list."""
+
+
+@attrs.frozen(eq=False)
 class Deployment:
     """One version of an app: what it was published with."""
 
     version: int
     deployed_at: float
     request: Any  # api_pb2.AppPublishRequest
-    definitions: dict[str, tuple[Any, Any]]
-    """Definition (api_pb2.Function) and handle metadata of each function, by tag."""
+    definitions: dict[str, Definition]
+    """What each function was, by tag."""
     pinned: dict[str, str] = attrs.field(factory=dict)
     """Id of the function that keeps running this version, by tag, where somebody asked for it."""
 
@@ -241,6 +251,8 @@ class Call:
     invocation_type: int
     parent_input_id: str = ""
     """The input that made this call, when a container did."""
+    is_map: bool = False
+    """Its caller takes results one by one, at his own pace."""
     inputs: list[Input] = attrs.field(factory=list)
     outputs: list[Any] = attrs.field(
         factory=list
@@ -249,8 +261,6 @@ class Call:
     data_out: list[Any] = attrs.field(factory=list)  # api_pb2.DataChunk of a generator
     unfinished: int = 0
     """Inputs that have no final output yet."""
-    is_map: bool = False
-    """Its caller takes results one by one, at his own pace."""
     retried_by_client: bool = False
     """The client waits and sends failed inputs again, not the plane."""
     made_at: float = 0.0

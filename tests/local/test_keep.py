@@ -154,10 +154,10 @@ def test_results_are_dropped_after_seven_days(planes: list[LocalPlane], tmp_path
         call.get()
     plane.__exit__(None, None, None)
     with sqlite3.connect(tmp_path / "plane.db") as database:
-        database.execute(
-            "UPDATE inputs SET finished_at = finished_at - ? WHERE call = ?",
-            (RESULTS_KEPT_S, calls[0].object_id),
-        )
+        old = (RESULTS_KEPT_S, calls[0].object_id)
+        query = "UPDATE inputs SET finished_at = finished_at - ? WHERE call = ?"
+        database.execute(query, old)
+        database.execute("UPDATE calls SET made_at = made_at - ? WHERE id = ?", old)
     database.close()
     plane = start(planes, tmp_path)
     with pytest.raises(modal.exception.NotFoundError):
@@ -194,7 +194,7 @@ def test_a_file_that_is_damaged_foreign_or_of_another_version_is_refused(tmp_pat
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(LocalPlaneError, match=r"its format is 99, this one's 2.*delete the file"):
+    with pytest.raises(LocalPlaneError, match=r"its format is 99, this one's 3.*delete the file"):
         Keep(path)
     path.write_bytes(good[:100] + b"?" * (len(good) - 100))
     with pytest.raises(LocalPlaneError, match=r"cannot be read.*delete it"):

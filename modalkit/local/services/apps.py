@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import attrs
 from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
@@ -14,9 +17,9 @@ from modal_proto import api_pb2
 from modalkit.local.core import ENVIRONMENT, IMAGE_BUILDER
 from modalkit.local.layout import app_layout
 from modalkit.local.object_store import NAME
-from modalkit.local.services.functions import take_effect
+from modalkit.local.services.functions import redefine
 from modalkit.local.services.inspection import app_metadata
-from modalkit.local.state import App, Deployment, new_id
+from modalkit.local.state import App, Definition, Deployment, Function, new_id
 from modalkit.local.wire import known, not_found
 
 if TYPE_CHECKING:
@@ -78,6 +81,7 @@ class AppService:
                 raise not_found(f"App '{name}' not found")
             _check_name(name)
             app = self._create(name, api_pb2.APP_STATE_DEPLOYED)
+            self._plane.keep.created(app)
             self._plane.deployed[name] = app.id
         return api_pb2.AppGetOrCreateResponse(app_id=app.id, handle_metadata=app_metadata(app))
 
@@ -93,7 +97,10 @@ class AppService:
         return Empty()
 
     async def AppSetTags(self, request: api_pb2.AppSetTagsRequest) -> Empty:
-        self._app(request.app_id).tags = dict(request.tags)
+        app = self._app(request.app_id)
+        with _all_or_nothing(app):
+            app.tags = dict(request.tags)
+            self._plane.keep.changed(app)
         return Empty()
 
     async def AppPublish(self, request: api_pb2.AppPublishRequest) -> api_pb2.AppPublishResponse:
@@ -105,21 +112,15 @@ class AppService:
             )
         if request.app_state == api_pb2.APP_STATE_DEPLOYED:
             _check_name(request.name)
-        app.function_ids, app.class_ids = dict(request.function_ids), dict(request.class_ids)
-        for function_id in app.function_ids.values():
-            take_effect(self._plane, self._scheduler, self._plane.functions[function_id])
-        app.app_state, app.is_published = request.app_state or app.app_state, True
-        app.tags.update(request.tags)
+        functions = [f for f in self._plane.functions.values() if f.app is app]  # variants too
+        with _all_or_nothing(app, *functions):
+            redefined = self._publish(app, request, now)
         for tag, class_id in app.class_ids.items():
             self._plane.classes[class_id] = app.function_ids.get(f"{tag}.*", "")
-        if request.app_state == api_pb2.APP_STATE_DEPLOYED:
-            app.name = request.name
-            self._plane.deployed[app.name] = app.id
-            app.deployments.append(self._version(app, request, now))
-            self._plane.keep.published(self._plane, app)
-        for function in list(self._plane.functions.values()):
-            if function.app is app:  # variants too
-                self._scheduler.fleet.scale(function)
+        for function in redefined:
+            self._scheduler.fleet.retire(function)
+        for function in functions:
+            self._scheduler.fleet.scale(function)
         warnings = [line for i in app.function_ids.values() for line in app.warnings.get(i, ())]
         return api_pb2.AppPublishResponse(
             url=f"local plane, app {app.name or app.id}",
@@ -132,11 +133,32 @@ class AppService:
             ],
         )
 
+    def _publish(self, app: App, request: api_pb2.AppPublishRequest, now: float) -> list[Function]:
+        """Change what *app* consists of; return the functions whose containers run old code."""
+        app.function_ids, app.class_ids = dict(request.function_ids), dict(request.class_ids)
+        redefined = [
+            function
+            for function_id in app.function_ids.values()
+            for function in redefine(self._plane, self._plane.functions[function_id])
+        ]
+        app.app_state, app.is_published = request.app_state or app.app_state, True
+        app.tags = {**app.tags, **request.tags}
+        if request.app_state == api_pb2.APP_STATE_DEPLOYED:
+            app.name = request.name
+            app.deployments = [*app.deployments, self._version(app, request, now)]
+            self._plane.keep.published(self._plane, app)
+            self._plane.deployed[app.name] = app.id
+        return redefined
+
     def _version(self, app: App, request: api_pb2.AppPublishRequest, at: float) -> Deployment:
         kept = {}
         for tag, function_id in app.function_ids.items():
             function = self._plane.functions[function_id]
-            kept[tag] = copy.deepcopy(function.definition), copy.deepcopy(function.metadata)
+            kept[tag] = Definition(
+                copy.deepcopy(function.definition),
+                copy.deepcopy(function.metadata),
+                function.gpu_choices,
+            )
         return Deployment(len(app.deployments) + 1, at, request, kept)
 
     async def AppClientDisconnect(self, request: api_pb2.AppClientDisconnectRequest) -> Empty:
@@ -150,6 +172,22 @@ class AppService:
         # A client that goes away stops the waiting, not the stopping.
         await asyncio.shield(self._plane.spawn(self._scheduler.stop_app(app)))
         return Empty()
+
+
+@contextlib.contextmanager
+def _all_or_nothing(*things: App | Function) -> Iterator[None]:
+    """Set the fields of *things* back where an error ends this block, such as a full disk."""
+    before = [
+        (thing, {field.name: getattr(thing, field.name) for field in attrs.fields(type(thing))})
+        for thing in things
+    ]
+    try:
+        yield
+    except BaseException:
+        for thing, fields in before:
+            for name, value in fields.items():
+                setattr(thing, name, value)
+        raise
 
 
 def _check_name(name: str) -> None:

@@ -61,13 +61,13 @@ class CallService:
             function,
             request.function_call_invocation_type,
             parent_input_id=request.parent_input_id,
+            is_map=request.function_call_type == api_pb2.FUNCTION_CALL_TYPE_MAP,
         )
-        call.is_map = request.function_call_type == api_pb2.FUNCTION_CALL_TYPE_MAP
         call.made_at, call.last_listened = self._plane.clock.monotonic(), time.monotonic()
         call.retried_by_client = is_waited_for(call) and (
             self._plane.config.switches.retry_delay == "client"
         )
-        self._plane.keep.called(call)
+        self._plane.keep.called(call, self._plane.clock.time())
         self._plane.calls[call.id] = call
         return api_pb2.FunctionMapResponse(
             function_call_id=call.id,
@@ -170,6 +170,7 @@ class CallService:
 
     async def FunctionCallPutDataOut(self, request: api_pb2.FunctionCallPutDataRequest) -> Empty:
         call = self._call(request.function_call_id)
+        self._plane.keep.streamed(call, request.data_chunks)
         call.data_out.extend(request.data_chunks)
         call.pulse.beat()
         return Empty()

@@ -77,7 +77,7 @@ class FunctionService:
         coming.metadata.class_parameter_info.CopyFrom(definition.class_parameter_info)
         function.coming = coming
         if not function.version:  # it has no containers; those that it calls may need it
-            take_effect(self._plane, self._scheduler, function)
+            redefine(self._plane, function)
         return api_pb2.FunctionCreateResponse(
             function_id=function.id,
             function=coming.definition,
@@ -117,8 +117,15 @@ class FunctionService:
         deployment = app.deployments[version - 1]
         _tagged(app, deployment.function_ids, tag)
         if tag not in deployment.pinned:
-            function = Function(new_id("fu"), app, *deployment.definitions[tag])
-            function.pinned_to = deployment
+            then = deployment.definitions[tag]
+            function = Function(
+                new_id("fu"),
+                app,
+                then.definition,
+                then.metadata,
+                gpu_choices=then.gpu_choices,
+                pinned_to=deployment,
+            )
             self._plane.functions[function.id] = function
             deployment.pinned[tag] = function.id
             self._plane.keep.bound(function)
@@ -192,18 +199,24 @@ def _undefined(function_id: str, app: App) -> Function:
     return Function(function_id, app, api_pb2.Function(), api_pb2.FunctionHandleMetadata())
 
 
-def take_effect(plane: Plane, scheduler: Scheduler, function: Function) -> None:
-    """Let *function*, and its variants, be what was created last: a deploy is all or nothing."""
+def redefine(plane: Plane, function: Function) -> list[Function]:
+    """
+    Let *function*, and its variants, be what was created last: a deploy is all or nothing.
+
+    Returns:
+        Those of them that are new, whose containers run old code; they share no message with what
+        they were before.
+    """
     coming, function.coming = function.coming, None
     if coming is None:
-        return
+        return []
     function.definition, function.metadata = coming.definition, coming.metadata
     function.gpu_choices = coming.gpu_choices
     function.version += 1
-    scheduler.fleet.retire(function)
-    for variant in [f for f in plane.functions.values() if f.base is function]:
+    variants = [f for f in plane.functions.values() if f.base is function]
+    for variant in variants:
         _derive(variant)
-        scheduler.fleet.retire(variant)
+    return [function, *variants]
 
 
 def _of_another_plane(what: str) -> GRPCError:
@@ -263,9 +276,13 @@ def _function_data(function: Function) -> api_pb2.FunctionData:
 def _derive(variant: Function) -> None:
     """Give *variant* its base's definition with its own options: a redeploy changes both."""
     assert variant.base is not None
-    definition, options = variant.definition, variant.options
+    options = variant.options
+    variant.definition, variant.metadata = definition, metadata = (
+        api_pb2.Function(),
+        api_pb2.FunctionHandleMetadata(),
+    )
     definition.CopyFrom(variant.base.definition)
-    variant.metadata.CopyFrom(variant.base.metadata)
+    metadata.CopyFrom(variant.base.metadata)
     if options.replace_secret_ids or options.secret_ids:
         del definition.secret_ids[:]
         definition.secret_ids.extend(options.secret_ids)
