@@ -71,6 +71,7 @@ IMAGES = "local/test_image_reports.py::test_"
 GUARD = "local/test_guard.py::test_"
 GPUS = "local/test_gpus.py::test_"
 KEEP = "local/test_keep.py::test_"
+KEPT = "local/test_kept.py::test_"
 
 AREAS: Final[dict[str, tuple[Row, ...]]] = {
     "Calls": (
@@ -336,8 +337,10 @@ AREAS: Final[dict[str, tuple[Row, ...]]] = {
             "a killed one too, when it has a state directory",
             KEEP + "a_killed_plane_forgets_no_deployment_no_result_and_no_input",
             KEEP + "results_are_dropped_after_seven_days",
-            how="retry counts begin anew; logs, `--detach`ed apps, what was only looked up "
-            "(`App.lookup`) and tags that were set after the deploy are not kept",
+            KEPT + "a_call_stays_what_it_was",
+            KEPT + "apps_made_by_name_and_later_tags_stay",
+            how="logs and `--detach`ed apps are not kept; a `.map()` that waits goes on with the "
+            "next plane, a `.remote_gen()` ends with an error of the connection",
         ),
         _yes(
             "a client that is gone takes its ephemeral app with it, not a detached one",
