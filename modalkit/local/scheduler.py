@@ -142,6 +142,8 @@ class Scheduler:
             if taken and pending[0].payload.method_name != taken[0].payload.method_name:
                 break
             item = pending.popleft()
+            if not container.running:
+                container.is_told_to_cancel = False  # whoever was meant is gone
             item.status, item.owner, item.last_owner = Status.RUNNING, container, container
             item.deliveries += 1
             container.running[item.id] = item
@@ -196,7 +198,6 @@ class Scheduler:
             item.timer.cancel()
         if container.state is State.BUSY and not container.running:
             container.on(Event.EMPTIED)
-            container.is_told_to_cancel = False  # whoever was meant is gone
             container.idle_since = self.plane.clock.monotonic()
             if container.function.definition.single_use_containers:
                 container.on(Event.DRAINED)

@@ -201,8 +201,8 @@ def test_a_container_that_has_got_over_a_cancellation_is_like_any_other(tmp_path
         )
         world.scheduler.record(item, container, ended)
         other = world.add_input(world.function)
-        container.on(Event.ASSIGNED)
-        container.running[other.id], other.owner = other, container
+        world.function.pending.append(other)
+        assert world.scheduler._assign(container, 1) == [other]
         world.scheduler.record(other, container, ended)
         assert other.status is Status.DONE
 
