@@ -22,7 +22,7 @@ from modalkit.local.reports import ImageInfo
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def images(*, state: Path | None, as_json: bool) -> None:
-    r"""
+    """
     Show what was recorded of the images of a plane's apps, and what this machine has instead.
 
     Nothing is built here. Shown are the base and Python, the packages with the version asked for

@@ -107,7 +107,7 @@ def _new_plane(state: Path | None, options: dict[str, Any]) -> LocalPlane:
 
 @click.group()
 def local() -> None:
-    r"""
+    """
     Run Modal apps on this machine, without an account.
 
     \b
@@ -137,7 +137,7 @@ local.add_command(images)
 @click.argument("app_ref")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(*, state: Path | None, app_ref: str, arguments: tuple[str, ...], **options: Any) -> None:
-    r"""
+    """
     Run APP_REF with its ARGUMENTS as `modal run APP_REF ARGUMENTS` would on Modal.
 
     The real modal client and the real container entrypoint run on this machine; nothing leaves it.
@@ -177,7 +177,7 @@ def _interrupts_left_to_modal() -> Iterator[None]:
 @local.command()
 @_plane_options
 def up(*, state: Path | None, **options: Any) -> None:
-    r"""
+    """
     Start a plane that stays until `modalkit local down`.
 
     Deployed apps, Volumes, and the results of calls are in its state directory, by default
@@ -203,7 +203,7 @@ def up(*, state: Path | None, **options: Any) -> None:
 @local.command()
 @_state_option
 def down(*, state: Path | None) -> None:
-    r"""
+    """
     End the plane that is up.
 
     Its containers end as by a lost machine: what they committed is kept, and their inputs run again
@@ -227,7 +227,7 @@ def down(*, state: Path | None) -> None:
 @_state_option
 @click.option("--unset", is_flag=True, help="Print what unsets them all.")
 def env(*, state: Path | None, unset: bool) -> None:
-    r"""
+    """
     Print the settings that lead modal's own commands to the plane, for a shell to read.
 
     \b
@@ -255,7 +255,7 @@ def env(*, state: Path | None, unset: bool) -> None:
 @click.option("--all", "show_all", is_flag=True, help="Show containers that have ended, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with every field.")
 def ps(*, state: Path | None, show_all: bool, as_json: bool) -> None:
-    r"""
+    """
     Show the containers of the plane that is up.
 
     \b
@@ -304,7 +304,7 @@ def _duration(seconds: float) -> str:
     help="Time between the interrupt and the kill.  [default: 30, as on Modal]",
 )
 def preempt(*, state: Path | None, container: str, grace_s: float | None) -> None:
-    r"""
+    """
     Preempt CONTAINER of the plane that is up, as Modal does: SIGINT, a grace period, SIGKILL.
 
     Its inputs go to a new container, and no retry is used.
@@ -322,7 +322,7 @@ def preempt(*, state: Path | None, container: str, grace_s: float | None) -> Non
 @_state_option
 @click.argument("container")
 def kill(*, state: Path | None, container: str) -> None:
-    r"""
+    """
     Kill every process of CONTAINER, now, as a lost machine would.
 
     \b

@@ -58,7 +58,7 @@ def _find(store: ObjectStore, name: str, state: Path) -> Stored:
 @click.argument("name")
 @click.argument("variables", nargs=-1, metavar="[KEY=VALUE]...")
 def set_(*, state: Path, from_dotenv: Path | None, name: str, variables: tuple[str, ...]) -> None:
-    r"""
+    """
     Set the Secret NAME to these variables and no others.
 
     \b
