@@ -42,8 +42,6 @@ ENTRYPOINT: Final = "modal._container_entrypoint"
 EXIT_CONFIG: Final = 78  # EX_CONFIG of <sysexits.h>
 LEFT: Final = "left-orderly"
 """Made in a container's directory when its program comes to its end by itself."""
-NAMESPACE: Final = "namespace"
-"""In a container's directory, its mount namespace as /proc shows it, where it has one."""
 PR_SET_PDEATHSIG: Final = 1
 ZYGOTE: Final = "--zygote"
 PROBE: Final = "--probe"
@@ -89,7 +87,6 @@ def main(spec: dict[str, Any]) -> None:
     die_with_parent(spec.get("parent"))
     if spec["mounts"]:
         _enter_mounts(spec["mounts"], spec["scratch"])
-        tell_namespace(spec["scratch"])
         die_with_parent(spec.get("parent"))  # new credentials may have cleared it
     _default_signals()
     os.chdir(spec["cwd"])
@@ -119,11 +116,6 @@ def die_with_parent(parent: int | None = None) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if parent is not None and os.getppid() != parent:
         os._exit(EXIT_CONFIG)
-
-
-def tell_namespace(directory: str | Path) -> None:
-    """Write down the mount namespace of this process: all that it starts will be in it."""
-    Path(directory, NAMESPACE).write_text(str(Path("/proc/self/ns/mnt").readlink()))
 
 
 def sibling(name: str) -> types.ModuleType:

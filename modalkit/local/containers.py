@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from modal_proto import api_pb2
 
 from modalkit.errors import ForkRefusedError, LocalPlaneError, SnapshotGoneError
-from modalkit.local.boot import LEFT, NAMESPACE
+from modalkit.local.boot import LEFT
 from modalkit.local.container_files import ContainerFiles, inherited
 from modalkit.local.fork_template import ForkTemplate
 from modalkit.local.image_reports import ImageReports
@@ -351,16 +351,16 @@ def kill_stragglers(container: Container) -> None:
     """
     SIGKILL what left the process group of a dead container, whoever its parent is by now.
 
-    It is still in the container's mount namespace; without private mounts, on a machine that
-    forbids them, only an environment that names the container tells it.
+    Its mounts, whose paths hold the container's id, tell it; without private mounts, on a machine
+    that forbids them, only an environment that names the container. The number of its mount
+    namespace would not do: the kernel gives it to the next container at once.
     """
-    mark, namespace = f"MODAL_TASK_ID={container.id}".encode(), None
-    with contextlib.suppress(FileNotFoundError):
-        namespace = (container.directory / NAMESPACE).read_text()
+    mark, name = f"MODAL_TASK_ID={container.id}".encode(), f"/{container.id}/".encode()
     for pid in descendants(os.getppid()):  # the warden inherits every orphan
         with contextlib.suppress(OSError):
-            names_it = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if names_it or str(Path(f"/proc/{pid}/ns/mnt").readlink()) == namespace:
+            process = Path(f"/proc/{pid}")
+            environment = (process / "environ").read_bytes().split(b"\0")
+            if mark in environment or name in (process / "mountinfo").read_bytes():
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import _private, mounts
-from .boot import LEFT, die_with_parent, tell_namespace
+from .boot import LEFT, die_with_parent
 from .forking import Control, Order, flush, serve
 
 OMP_PAUSE_HARD: Final = 2
@@ -137,7 +137,6 @@ def _become(order: Order, template: int, home: Path) -> None:
         os.environ.update(order["env"])
         if order["mounts"]:
             mounts.enter_again(order["mounts"])
-            tell_namespace(Path(order["env"]["MODAL_RESTORE_STATE_PATH"]).parent)
         die_with_parent(template)
         state = Path(os.environ["MODAL_RESTORE_STATE_PATH"])
         state.write_text(json.dumps(order["state"]))

@@ -15,7 +15,10 @@ from .conftest import APPS, lines
 
 @pytest.fixture(scope="module", params=["fork", pytest.param("inline", marks=pytest.mark.slow)])
 def plane(request: pytest.FixtureRequest) -> Iterator[LocalPlane]:
-    with LocalPlane(engine=request.param, strict_image=True, profile=PROFILE) as running:
+    # No background commits: they may come between what a method writes and its death.
+    with LocalPlane(
+        engine=request.param, strict_image=True, background_commit_s=0, profile=PROFILE
+    ) as running:
         running.deploy(str(APPS / "lifecycle.py"))
         yield running
 
