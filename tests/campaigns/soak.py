@@ -455,6 +455,7 @@ def busy_plane(rng: random.Random, patience_s: float, profile: str) -> Iterator[
             engine="fork",
             grace_s=2,
             profile=f"{profile},same_input_twice=never",
+            quick_starts=False,  # a victim is told by the environment that it was started with
         )
         with stderr_into(directory / "stderr"):
             plane.__enter__()

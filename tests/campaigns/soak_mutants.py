@@ -82,6 +82,11 @@ MUTANTS = (
                 "if item.owner is container:\n            status",
                 "if item.status is not Status.DONE:\n            status",
             ),
+            (
+                "local/services/containers.py",
+                "if item is not None and output.retry_count >= item.retries:",
+                "if item is not None:",
+            ),
         ),
     ),
     Mutant(
@@ -93,6 +98,11 @@ MUTANTS = (
                 "local/scheduler.py",
                 "if item.owner is container:\n            status",
                 "if True:\n            status",
+            ),
+            (
+                "local/services/containers.py",
+                "if item is not None and output.retry_count >= item.retries:",
+                "if item is not None:",
             ),
             (
                 "local/scheduler.py",
@@ -135,7 +145,11 @@ MUTANTS = (
                 "kill_group(container)\n        await asyncio.to_thread",
                 "await asyncio.to_thread",
             ),
-            ("local/containers.py", "if mark in Path", "if False and mark in Path"),
+            (
+                "local/containers.py",
+                'if mark in environment or name in (process / "mountinfo").read_bytes():',
+                "if False:",
+            ),
         ),
     ),
     Mutant(
