@@ -1,6 +1,7 @@
 """The soak campaign in small, and its mutants: planted defects that it must report."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,11 @@ from .campaigns.soak_mutants import MUTANTS, UNCHANGED, Mutant
 def test_eight_kills_lose_nothing_and_leave_nothing() -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     assert soak(8, random.Random(seed), 90.0, "lenient") == [], f"seed {seed}"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_defect_can_be_planted_where_the_code_is_now(mutant: Mutant, tmp_path: Path) -> None:
+    mutant.plant(tmp_path)
 
 
 @pytest.mark.slow

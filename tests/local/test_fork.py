@@ -92,14 +92,11 @@ def test_a_preemption_interrupts_the_main_thread_and_the_input_goes_on(plane):
 
 def test_the_end_of_a_container_does_not_touch_the_next_one(plane):
     """The kernel gives the number of a mount namespace that is gone to the next one at once."""
-    plane.deploy(str(APPS / "single_use.py"))
-    once = instance_of(plane, "single-use", "Once")
-    tasks = [once.task.remote() for _ in range(40)]
-    served = [c.id for c in plane.containers(all=True) if c.kind == "restored"]
-    assert [task for task in served if task in tasks] == tasks
-    assert {c.returncode for c in plane.containers(all=True) if c.id in tasks[:-1]} == {0}
-    launched = [c.id for c in plane.containers(all=True) if c.function == "Once.*"]
-    assert len(launched) == 1 + len(tasks)  # none was killed and started again
+    pooled, before = instance(plane, "Pooled"), len(plane.containers(all=True))
+    pids = [pooled.leave_a_pool_open.remote()[0] for _ in range(40)]
+    launched = [c for c in plane.containers(all=True)[before:] if c.kind == "restored"]
+    assert [c.pid for c in launched] == pids  # none was killed and another started
+    assert {c.returncode for c in launched[:-1]} == {0}
 
 
 def test_a_killed_restored_container_is_replaced_by_another(plane):
